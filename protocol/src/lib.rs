@@ -1,0 +1,33 @@
+//! The words that every part of Troth shares.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`id`], [`timestamp`], [`key`], [`limits`] | the nouns: who, when, what, and how much of it |
+//! | [`ring`], [`cluster_map`] | where a shard stands, and how that is told to others |
+//! | [`message`], [`reject`] | everything that is said between processes, and every way to say no |
+//! | [`wire`] | how a message becomes bytes: header, bounds, checksum, validated once at the door |
+//! | [`net`] | carrying frames: the [`net::Transport`] trait, QUIC with mutual TLS, and in memory |
+//! | [`routing`] | calling the leader of a group: redirects, deadlines, jittered backoff |
+//! | [`clock`] | the only place that reads the wall clock |
+//!
+//! Nothing here touches a disk. The pure modules (all but [`net`], [`routing`] and [`clock`])
+//! neither read a clock nor spawn a task.
+
+pub mod clock;
+pub mod cluster_map;
+pub mod id;
+pub mod key;
+pub mod limits;
+pub mod message;
+pub mod net;
+pub mod reject;
+pub mod ring;
+pub mod routing;
+pub mod timestamp;
+pub mod wire;
+
+pub use cluster_map::{ClusterMap, Node};
+pub use id::{ClientId, ClusterId, Epoch, GroupId, MapEpoch, NodeId, ParticipantId, ShardId, TxnId};
+pub use key::{Key, KeyRange, Value};
+pub use reject::Reject;
+pub use timestamp::Timestamp;

@@ -1,0 +1,104 @@
+//! What is asked of the coordinators' leader.
+
+#![expect(
+    missing_docs,
+    reason = "what rkyv derives for enums has none; all that is written here does"
+)]
+
+use crate::cluster_map::{ClusterMap, Node};
+use crate::id::{Epoch, MapEpoch, ParticipantId, TxnId};
+use crate::message::txn::{Outcome, Part};
+use crate::timestamp::Timestamp;
+
+/// A request to the coordinators' leader.
+#[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Request {
+    /// Consecutive timestamps, each larger than all that were handed out before.
+    Timestamps {
+        /// How many; set by the client from the number of its waiting `begin`s, at least 1.
+        count: u32,
+    },
+    /// Commit a transaction.
+    Commit(Commit),
+    /// How did it end? Settles the question for ever: an answer of *aborted* also means that it
+    /// can never commit.
+    Outcome {
+        /// The transaction.
+        txn: TxnId,
+        /// Its participants, as far as the asker knows them; empty: not known, all shards are asked.
+        participants: Vec<ParticipantId>,
+    },
+    /// The cluster map. Any coordinator answers.
+    Map {
+        /// The version that the asker has; it is not sent again.
+        known: MapEpoch,
+    },
+    /// A participant is there, and where. Repeated as a sign of life.
+    Register {
+        /// Who it is, as others shall find it.
+        node: Node,
+        /// The version of the map that it has; it is not sent again.
+        known: MapEpoch,
+    },
+    /// A shard asks about transactions that it has prepared and heard nothing of.
+    Resolve {
+        /// The transactions.
+        txns: Vec<TxnId>,
+    },
+}
+
+/// A transaction to commit.
+#[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Commit {
+    /// The transaction.
+    pub txn: TxnId,
+    /// The leader that it is meant for, as learned from the last answer. A first submission starts
+    /// under exactly this leader or not at all, so a copy that was delayed cannot start later.
+    pub epoch: Epoch,
+    /// The client has sent it before and does not know what became of that. It is then never
+    /// started, only asked about.
+    pub resubmission: bool,
+    /// What it did, by participant; each participant once. Set by the client from its cluster map.
+    pub parts: Vec<Part>,
+}
+
+/// An answer of the coordinators' leader.
+#[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Response {
+    /// To `Timestamps`.
+    Timestamps {
+        /// The first one; the others follow it without a gap.
+        first: Timestamp,
+        /// The leader that answers.
+        epoch: Epoch,
+    },
+    /// To `Commit` and `Outcome`.
+    Outcome(Outcome),
+    /// To `Outcome`: it began longer ago than outcomes are kept.
+    Expired,
+    /// To `Map` and `Register`: a newer version than the asker has.
+    Map(ClusterMap),
+    /// To `Map` and `Register`: the asker has the newest version.
+    MapUnchanged,
+    /// To `Resolve`: for each transaction, in order.
+    Resolved {
+        /// The leader that answers.
+        epoch: Epoch,
+        /// What is known.
+        resolutions: Vec<Resolution>,
+    },
+}
+
+/// What a coordinator leader tells a shard about a transaction in doubt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Resolution {
+    /// It is committed.
+    Committed {
+        /// The place in the serial order.
+        commit_ts: Timestamp,
+    },
+    /// There is no decision, and this leader will not make one.
+    Aborted,
+    /// It is still being voted on.
+    InFlight,
+}

@@ -1,0 +1,111 @@
+//! Everything that is said between processes.
+//!
+//! A [`Request`] names whom it is for; each kind has its own module, which also says who sets its
+//! fields. All of it is plain structs, enums and `Vec`s, validated once when it arrives (see
+//! [`wire`](crate::wire)). Within one protocol version a type never changes: a change is a new
+//! version of the protocol.
+
+#![expect(
+    missing_docs,
+    reason = "what rkyv derives for enums has none; all that is written here does"
+)]
+
+pub mod admin;
+pub mod coordinator;
+pub mod raft;
+pub mod shard;
+pub mod txn;
+
+use crate::id::ShardId;
+use crate::net::Role;
+use crate::reject::Reject;
+
+/// What one process asks of another.
+#[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Request {
+    /// For the coordinators' leader.
+    Coordinator(coordinator::Request),
+    /// For the leader of a shard.
+    Shard {
+        /// The shard that is meant.
+        shard: ShardId,
+        /// What it should do.
+        request: shard::Request,
+    },
+    /// For a member of a Raft group.
+    Raft(raft::Request),
+    /// For the process itself.
+    Admin(admin::Request),
+}
+
+/// The answer to a [`Request`]: of the same kind, or a refusal.
+#[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Response {
+    /// From the coordinators' leader.
+    Coordinator(coordinator::Response),
+    /// From the leader of a shard.
+    Shard(shard::Response),
+    /// From a member of a Raft group.
+    Raft(raft::Response),
+    /// From the process itself.
+    Admin(admin::Response),
+    /// The request was not carried out; see there for what is certain.
+    Rejected(Reject),
+}
+
+impl Request {
+    /// Whether a caller with this role may ask this. What only peers say to each other is closed to
+    /// clients, so that no client can prepare, decide or vote.
+    pub fn permits(&self, role: Role) -> bool {
+        let peer = matches!(role, Role::Coordinator | Role::Participant);
+        match self {
+            Request::Coordinator(request) => match request {
+                coordinator::Request::Timestamps { .. } | coordinator::Request::Map { .. } => true,
+                coordinator::Request::Commit(_) | coordinator::Request::Outcome { .. } => !peer,
+                coordinator::Request::Register { .. } | coordinator::Request::Resolve { .. } => {
+                    role == Role::Participant
+                }
+            },
+            Request::Shard { request, .. } => match request {
+                shard::Request::Read { .. } | shard::Request::Scan { .. } => true,
+                shard::Request::Prepare(_)
+                | shard::Request::CommitOnePhase(_)
+                | shard::Request::Finish { .. }
+                | shard::Request::Prepared { .. }
+                | shard::Request::Outcome { .. } => role == Role::Coordinator,
+            },
+            Request::Raft(request) => match request.group {
+                crate::GroupId::Coordinator => role == Role::Coordinator,
+                crate::GroupId::Shard(_) => role == Role::Participant,
+            },
+            Request::Admin(request) => match request {
+                admin::Request::Status => true,
+            },
+        }
+    }
+
+    /// What the request is called in logs and errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Request::Coordinator(request) => match request {
+                coordinator::Request::Timestamps { .. } => "Timestamps",
+                coordinator::Request::Commit(_) => "Commit",
+                coordinator::Request::Outcome { .. } => "Outcome",
+                coordinator::Request::Map { .. } => "Map",
+                coordinator::Request::Register { .. } => "Register",
+                coordinator::Request::Resolve { .. } => "Resolve",
+            },
+            Request::Shard { request, .. } => match request {
+                shard::Request::Read { .. } => "Read",
+                shard::Request::Scan { .. } => "Scan",
+                shard::Request::Prepare(_) => "Prepare",
+                shard::Request::CommitOnePhase(_) => "CommitOnePhase",
+                shard::Request::Finish { .. } => "Finish",
+                shard::Request::Prepared { .. } => "Prepared",
+                shard::Request::Outcome { .. } => "ShardOutcome",
+            },
+            Request::Raft(_) => "Raft",
+            Request::Admin(admin::Request::Status) => "Status",
+        }
+    }
+}

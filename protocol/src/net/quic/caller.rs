@@ -1,0 +1,426 @@
+//! The calling side: connections made when needed, and calls matched with their answers.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use super::frames::{Frame, Reader, write_frames};
+use super::{Close, LANE_FRAMES_MAX, LANES, Quic};
+use crate::limits::SHARED_FRAME_BYTES_MAX;
+use crate::message::{Request, Response};
+use crate::net::tls::server_name;
+use crate::net::{CallError, Peer};
+use crate::wire::{self, HELLO_BYTES, Hello, Kind};
+
+/// The shortest and longest pause after a connection could not be made.
+const REDIAL_MIN: Duration = Duration::from_millis(20);
+const REDIAL_MAX: Duration = Duration::from_millis(500);
+
+/// The way to one peer, with a connection or without.
+pub(super) struct Link {
+    quic: Weak<Quic>,
+    peer: Peer,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// No connection. After a failure none is tried before `retry_at`.
+    Down {
+        retry_at: Instant,
+        failures: u32,
+        reason: String,
+    },
+    /// One is being made; the receiver's channel closes when that is over.
+    Dialing {
+        failures: u32,
+        over: watch::Receiver<()>,
+    },
+    /// There is one.
+    Up(Arc<Connection>),
+}
+
+impl Link {
+    pub(super) fn new(quic: &Arc<Quic>, peer: &Peer) -> Link {
+        let state = State::Down {
+            retry_at: Instant::now(),
+            failures: 0,
+            reason: String::new(),
+        };
+        Link {
+            quic: Arc::downgrade(quic),
+            peer: peer.clone(),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// A living connection, made now if there is none.
+    pub(super) async fn connection(
+        self: &Arc<Link>,
+        deadline: Instant,
+    ) -> Result<Arc<Connection>, CallError> {
+        let unreachable = |reason: String| CallError::Unreachable {
+            peer: self.peer.clone(),
+            reason,
+        };
+        let mut waited = false;
+        loop {
+            let mut over = {
+                let mut state = self.state.lock();
+                if let State::Up(connection) = &*state {
+                    match connection.quinn.close_reason() {
+                        None => return Ok(connection.clone()),
+                        Some(reason) => {
+                            *state = State::Down {
+                                retry_at: Instant::now(),
+                                failures: 0,
+                                reason: reason.to_string(),
+                            };
+                        }
+                    }
+                }
+                match &*state {
+                    State::Up(_) => unreachable!("a living connection was returned, a dead one replaced"),
+                    State::Dialing { over, .. } => over.clone(),
+                    // Whoever waited for an attempt learns how it ended, and does not start another.
+                    State::Down { retry_at, reason, .. } if waited || *retry_at > Instant::now() => {
+                        return Err(unreachable(reason.clone()));
+                    }
+                    State::Down { failures, .. } => {
+                        let quic = self
+                            .quic
+                            .upgrade()
+                            .ok_or_else(|| unreachable("shutting down".into()))?;
+                        let (alive, over) = watch::channel(());
+                        let failures = *failures;
+                        *state = State::Dialing {
+                            failures,
+                            over: over.clone(),
+                        };
+                        let link = self.clone();
+                        quic.clone().tasks.spawn(async move {
+                            link.dial(quic).await;
+                            drop(alive);
+                        });
+                        over
+                    }
+                }
+            };
+            // An error means that the channel was closed: the attempt is over.
+            let over = timeout_at(deadline, over.changed()).await;
+            over.map_err(|_| unreachable("the deadline passed while connecting".into()))
+                .map(drop)?;
+            waited = true;
+        }
+    }
+
+    async fn dial(&self, quic: Arc<Quic>) {
+        let limit = quic.config.connect_timeout;
+        let result = match timeout(limit, Connection::make(&quic, &self.peer)).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+        };
+        let mut state = self.state.lock();
+        let failures = match &*state {
+            State::Dialing { failures, .. } => *failures,
+            State::Down { .. } | State::Up(_) => 0,
+        };
+        *state = match result {
+            Ok(connection) => State::Up(connection),
+            Err(reason) => {
+                tracing::debug!(peer = %self.peer, reason, "cannot connect");
+                let pause = REDIAL_MIN.saturating_mul(1 << failures.min(10)).min(REDIAL_MAX);
+                State::Down {
+                    retry_at: Instant::now() + pause.mul_f64(0.5 + 0.5 * rand::random::<f64>()),
+                    failures: failures + 1,
+                    reason,
+                }
+            }
+        };
+    }
+}
+
+/// A connection on which calls can be made.
+pub(super) struct Connection {
+    quinn: quinn::Connection,
+    peer: Peer,
+    lanes: Vec<mpsc::Sender<Bytes>>,
+    pending: Arc<Pending>,
+    next_call: AtomicU64,
+    large: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+impl Connection {
+    async fn make(quic: &Arc<Quic>, peer: &Peer) -> Result<Arc<Connection>, String> {
+        let address = resolve(&peer.address, quic.local_addr()).await?;
+        let connecting = quic
+            .endpoint
+            .connect_with(quic.client_config.clone(), address, &server_name(peer.role))
+            .map_err(|error| error.to_string())?;
+        let quinn = connecting.await.map_err(|error| explain(&error))?;
+
+        let (mut send, mut receive) = quinn.open_bi().await.map_err(|error| explain(&error))?;
+        let mut answer = [0; HELLO_BYTES];
+        let greeting = async {
+            send.write_all(&Hello::OURS.to_bytes())
+                .await
+                .map_err(|error| error.to_string())?;
+            receive
+                .read_exact(&mut answer)
+                .await
+                .map_err(|error| error.to_string())
+        };
+        if let Err(error) = greeting.await {
+            return Err(quinn.close_reason().map_or(error, |reason| explain(&reason)));
+        }
+        if let Err(error) = Hello::agree(&answer) {
+            quinn.close(Close::Version.code(), error.to_string().as_bytes());
+            return Err(error.to_string());
+        }
+
+        let pending = Arc::new(Pending::default());
+        let mut lanes = Vec::with_capacity(LANES);
+        let mut streams = Some((send, receive));
+        for _ in 0..LANES {
+            let (send, receive) = match streams.take() {
+                Some(first) => first,
+                None => quinn.open_bi().await.map_err(|error| explain(&error))?,
+            };
+            let (sender, frames) = mpsc::channel(LANE_FRAMES_MAX);
+            quic.tasks.spawn(write_frames(send, frames));
+            quic.tasks.spawn(read_answers(
+                Reader::new(receive, quic.large.clone()),
+                pending.clone(),
+                quinn.clone(),
+            ));
+            lanes.push(sender);
+        }
+        quic.tasks.spawn(accept_large_answers(
+            quinn.clone(),
+            pending.clone(),
+            quic.large.clone(),
+            quic.tasks.clone(),
+        ));
+        Ok(Arc::new(Connection {
+            quinn,
+            peer: peer.clone(),
+            lanes,
+            pending,
+            next_call: AtomicU64::new(1),
+            large: quic.large.clone(),
+            tasks: quic.tasks.clone(),
+        }))
+    }
+
+    pub(super) async fn call(&self, request: &Request, deadline: Instant) -> Result<Response, CallError> {
+        let correlation = self.next_call.fetch_add(1, Ordering::Relaxed);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout_millis = left.as_millis().clamp(1, u128::from(u32::MAX)) as u32;
+        let frame = wire::seal(Kind::Request, correlation, timeout_millis, request)?;
+        let Some(answer) = self.pending.register(correlation) else {
+            return Err(CallError::Unreachable {
+                peer: self.peer.clone(),
+                reason: self.why_closed(),
+            });
+        };
+
+        if frame.len() <= SHARED_FRAME_BYTES_MAX {
+            let lane = match request {
+                Request::Raft(_) => 0,
+                Request::Coordinator(_) | Request::Shard { .. } | Request::Admin(_) => {
+                    1 + correlation as usize % (LANES - 1)
+                }
+            };
+            let unsent = |reason: String| CallError::Unreachable {
+                peer: self.peer.clone(),
+                reason,
+            };
+            timeout_at(deadline, self.lanes[lane].send(frame))
+                .await
+                .map_err(|_| unsent("too many requests wait to be sent".into()))?
+                .map_err(|_| unsent(self.why_closed()))?;
+        } else {
+            self.tasks.spawn(call_on_own_stream(
+                self.quinn.clone(),
+                frame,
+                self.pending.clone(),
+                self.large.clone(),
+                deadline,
+            ));
+        }
+
+        match timeout_at(deadline, answer.receiver).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(_)) => Err(CallError::Lost {
+                peer: self.peer.clone(),
+                reason: self.why_closed(),
+            }),
+            Err(_) => Err(CallError::DeadlineExceeded {
+                peer: self.peer.clone(),
+            }),
+        }
+    }
+
+    fn why_closed(&self) -> String {
+        self.quinn
+            .close_reason()
+            .map_or_else(|| "a stream was closed".into(), |reason| explain(&reason))
+    }
+}
+
+/// Calls that wait for their answer.
+#[derive(Default)]
+struct Pending {
+    calls: Mutex<Calls>,
+}
+
+#[derive(Default)]
+struct Calls {
+    waiting: HashMap<u64, oneshot::Sender<Response>>,
+    closed: bool,
+}
+
+/// A call's place among those that wait; given up when dropped.
+struct Answer<'a> {
+    receiver: oneshot::Receiver<Response>,
+    _place: Place<'a>,
+}
+
+struct Place<'a> {
+    pending: &'a Pending,
+    correlation: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.pending.calls.lock().waiting.remove(&self.correlation);
+    }
+}
+
+impl Pending {
+    /// `None` if the connection is gone.
+    fn register(&self, correlation: u64) -> Option<Answer<'_>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut calls = self.calls.lock();
+        if calls.closed {
+            return None;
+        }
+        calls.waiting.insert(correlation, sender);
+        Some(Answer {
+            receiver,
+            _place: Place {
+                pending: self,
+                correlation,
+            },
+        })
+    }
+
+    /// Hands an answer to its caller. A malformed one condemns the stream.
+    fn complete(&self, frame: &Frame) -> Result<(), wire::WireError> {
+        let response = wire::decode::<Response>(&frame.payload)?;
+        let waiting = self.calls.lock().waiting.remove(&frame.header.correlation);
+        if let Some(caller) = waiting {
+            // The caller may have given up just now.
+            let _ = caller.send(response);
+        }
+        Ok(())
+    }
+
+    /// Nobody will be answered any more.
+    fn close(&self) {
+        let mut calls = self.calls.lock();
+        calls.closed = true;
+        calls.waiting.clear();
+    }
+
+    fn fail(&self, correlation: u64) {
+        self.calls.lock().waiting.remove(&correlation);
+    }
+}
+
+async fn read_answers(mut reader: Reader, pending: Arc<Pending>, quinn: quinn::Connection) {
+    let error = loop {
+        match reader.next().await {
+            Ok(Some(frame)) => {
+                if let Err(error) = pending.complete(&frame) {
+                    break error.to_string();
+                }
+            }
+            Ok(None) => break "the server ended a stream".to_owned(),
+            Err(error) => break error.to_string(),
+        }
+    };
+    // Without one of its lanes a connection is of no use.
+    pending.close();
+    quinn.close(Close::Malformed.code(), error.as_bytes());
+}
+
+async fn accept_large_answers(
+    quinn: quinn::Connection,
+    pending: Arc<Pending>,
+    large: Arc<Semaphore>,
+    tasks: TaskTracker,
+) {
+    // An error means that the connection is gone, which the lanes notice too.
+    while let Ok(stream) = quinn.accept_uni().await {
+        let (pending, large, quinn) = (pending.clone(), large.clone(), quinn.clone());
+        tasks.spawn(async move {
+            if let Ok(Some(frame)) = Reader::new(stream, large).next().await
+                && let Err(error) = pending.complete(&frame)
+            {
+                quinn.close(Close::Malformed.code(), error.to_string().as_bytes());
+            }
+        });
+    }
+}
+
+async fn call_on_own_stream(
+    quinn: quinn::Connection,
+    frame: Bytes,
+    pending: Arc<Pending>,
+    large: Arc<Semaphore>,
+    deadline: Instant,
+) {
+    let correlation = u64::from_be_bytes(frame[16..24].try_into().expect("a frame has a header"));
+    let exchange = async {
+        let (mut send, receive) = quinn.open_bi().await.ok()?;
+        send.write_chunk(frame).await.ok()?;
+        send.finish().ok()?;
+        let answer = Reader::new(receive, large).next().await.ok()??;
+        pending.complete(&answer).ok()
+    };
+    if timeout_at(deadline, exchange).await != Ok(Some(())) {
+        pending.fail(correlation);
+    }
+}
+
+async fn resolve(address: &str, local: SocketAddr) -> Result<SocketAddr, String> {
+    if let Ok(address) = address.parse() {
+        return Ok(address);
+    }
+    let candidates = tokio::net::lookup_host(address)
+        .await
+        .map_err(|error| format!("{address}: {error}"))?;
+    let mut candidates = candidates.filter(|candidate| candidate.is_ipv4() == local.is_ipv4());
+    candidates
+        .next()
+        .ok_or_else(|| format!("{address} has no address of this machine's family"))
+}
+
+/// The reason of a close in the other side's own words, where it gave any.
+fn explain(error: &quinn::ConnectionError) -> String {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) if !close.reason.is_empty() => {
+            String::from_utf8_lossy(&close.reason).into_owned()
+        }
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,286 @@
+//! Messages over QUIC, with mutual TLS.
+//!
+//! ```text
+//! caller                                             server
+//!   │ TLS 1.3, both certificates                        │
+//!   ├──── first stream: Hello ─────────────────────────►│
+//!   │◄─────────────────────── Hello, agreed version ────┤
+//!   │ lane 0  ▐ frame ▐ frame ▐ …    Raft, in order     │
+//!   │ lane 1… ▐ frame ▐ frame ▐ …    everything else    │
+//!   │ a stream for one large request, its answer on it  │
+//!   │◄─ one-way stream for one large answer to a lane ──┤
+//! ```
+//!
+//! A connection has a few long-lived streams, the lanes. A lane's writer takes everything that
+//! waits for it in one go, so small messages share packets and system calls when there are many,
+//! and wait for nothing when there are few. Large messages have streams of their own, so nobody
+//! waits behind them. Calls never wait for one another: answers come in any order and find their
+//! caller by number.
+//!
+//! Everything here is bounded: connections, requests in progress per connection, bytes of large
+//! frames in memory, frames waiting for a lane.
+
+mod caller;
+mod frames;
+mod server;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
+
+use self::caller::Link;
+use super::tls::{Credentials, TlsError};
+use super::{BoxFuture, CallError, Identity, Peer, Service, Transport};
+use crate::message::{Request, Response};
+use crate::wire::{self, Kind};
+
+/// Long-lived streams of a connection. The first carries Raft, so that elections do not wait behind
+/// data.
+const LANES: usize = 3;
+
+/// Frames that may wait for a lane's writer.
+const LANE_FRAMES_MAX: usize = 4096;
+
+/// Requests in progress for one connection; after that its streams are not read on.
+const REQUESTS_MAX: usize = 4096;
+
+/// Connections that a server keeps; after that it refuses new ones.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// Unit of the budget for large frames.
+const BUDGET_UNIT: usize = 1024;
+
+/// Bytes of large frames that a process holds at once; after that it reads no more of them.
+const LARGE_BYTES_MAX: usize = 256 << 20;
+
+/// How to talk QUIC.
+#[derive(Clone, Debug)]
+pub struct QuicConfig {
+    /// Where to listen; port 0: the system chooses one.
+    pub bind: SocketAddr,
+    /// Let the kernel cut packets (GSO). Faster on a network, slower on loopback. `None`: off if
+    /// `bind` is a loopback address.
+    pub segmentation_offload: Option<bool>,
+    /// How long to try to make a connection, with its handshake.
+    pub connect_timeout: Duration,
+    /// A sign of life is sent when this long nothing was.
+    pub keep_alive: Duration,
+    /// The other side is gone when this long nothing came.
+    pub idle_timeout: Duration,
+}
+
+impl Default for QuicConfig {
+    fn default() -> QuicConfig {
+        QuicConfig {
+            bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+            segmentation_offload: None,
+            connect_timeout: Duration::from_secs(2),
+            keep_alive: Duration::from_millis(1000),
+            idle_timeout: Duration::from_millis(5000),
+        }
+    }
+}
+
+/// The endpoint cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The port is taken, or the address is not this machine's.
+    #[error("cannot listen on {address}: {source}{}", hint(.source))]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The credentials are unusable.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    /// The library refused the credentials.
+    #[error("the certificate cannot be used for QUIC: {0}")]
+    Crypto(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "; another process listens there: stop it or choose another port",
+        io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+        io::ErrorKind::PermissionDenied => "; choose a port of 1024 or above",
+        _ => "",
+    }
+}
+
+/// Why a connection was closed, in the terms of QUIC's application close.
+#[derive(Clone, Copy, Debug)]
+enum Close {
+    Bye = 0,
+    Version = 1,
+    Malformed = 2,
+    Identity = 3,
+    Busy = 4,
+}
+
+impl Close {
+    fn code(self) -> quinn::VarInt {
+        quinn::VarInt::from_u32(self as u32)
+    }
+}
+
+/// One UDP socket, over which a process calls others and answers.
+pub struct Quic {
+    endpoint: quinn::Endpoint,
+    identity: Identity,
+    config: QuicConfig,
+    client_config: quinn::ClientConfig,
+    links: Mutex<HashMap<Peer, Arc<Link>>>,
+    large: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+impl Quic {
+    /// Opens the socket. Nothing is answered before [`Quic::serve`].
+    ///
+    /// # Errors
+    /// If the address cannot be listened on, or the credentials are unusable.
+    pub fn bind(config: QuicConfig, credentials: &Credentials) -> Result<Arc<Quic>, EndpointError> {
+        let transport = Arc::new(transport_config(&config));
+        let tls = QuicServerConfig::try_from(credentials.server_config()?)?;
+        let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        server_config
+            .transport_config(transport.clone())
+            .max_incoming(1024);
+        let tls = QuicClientConfig::try_from(credentials.client_config()?)?;
+        let mut client_config = quinn::ClientConfig::new(Arc::new(tls));
+        client_config.transport_config(transport);
+
+        let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &credentials.reset_secret());
+        let endpoint = socket(config.bind)
+            .and_then(|socket| {
+                quinn::Endpoint::new(
+                    quinn::EndpointConfig::new(Arc::new(reset_key)),
+                    Some(server_config),
+                    socket,
+                    Arc::new(quinn::TokioRuntime),
+                )
+            })
+            .map_err(|source| EndpointError::Bind {
+                address: config.bind,
+                source,
+            })?;
+        Ok(Arc::new(Quic {
+            endpoint,
+            identity: credentials.identity().clone(),
+            config,
+            client_config,
+            links: Mutex::default(),
+            large: Arc::new(Semaphore::new(LARGE_BYTES_MAX / BUDGET_UNIT)),
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    /// Where the socket listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.endpoint.local_addr().expect("a bound socket has an address")
+    }
+
+    /// Who this process is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Answers from now on, until [`Quic::close`].
+    pub fn serve(self: &Arc<Quic>, service: Arc<dyn Service>) {
+        let server = server::Server::new(self, service);
+        self.tasks.spawn(server.accept());
+    }
+
+    /// Says goodbye to everybody, and waits a moment for it to arrive.
+    pub async fn close(&self) {
+        self.endpoint.close(Close::Bye.code(), b"shutting down");
+        self.tasks.close();
+        let goodbye = async {
+            self.endpoint.wait_idle().await;
+            self.tasks.wait().await;
+        };
+        // Those who do not hear it will notice by their idle timeout.
+        let _ = timeout(Duration::from_millis(500), goodbye).await;
+    }
+
+    fn link(self: &Arc<Quic>, peer: &Peer) -> Arc<Link> {
+        let mut links = self.links.lock();
+        match links.get(peer) {
+            Some(link) => link.clone(),
+            None => links
+                .entry(peer.clone())
+                .or_insert_with(|| Arc::new(Link::new(self, peer)))
+                .clone(),
+        }
+    }
+}
+
+impl Transport for Arc<Quic> {
+    fn call<'a>(
+        &'a self,
+        peer: &'a Peer,
+        request: Request,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Response, CallError>> {
+        Box::pin(async move {
+            let link = self.link(peer);
+            let connection = link.connection(deadline).await?;
+            connection.call(&request, deadline).await
+        })
+    }
+}
+
+/// A UDP socket with buffers that hold a burst from many peers.
+fn socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::DGRAM,
+        Some(socket2::Protocol::UDP),
+    )?;
+    // Best effort: the system's own maximum applies.
+    let _ = socket.set_recv_buffer_size(4 << 20);
+    let _ = socket.set_send_buffer_size(4 << 20);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn transport_config(config: &QuicConfig) -> quinn::TransportConfig {
+    let mut transport = quinn::TransportConfig::default();
+    let idle =
+        quinn::IdleTimeout::try_from(config.idle_timeout).expect("idle timeouts are validated to be short");
+    transport
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(config.keep_alive))
+        .initial_rtt(Duration::from_millis(50))
+        .max_concurrent_bidi_streams(256u32.into())
+        .max_concurrent_uni_streams(256u32.into())
+        .stream_receive_window((8u32 << 20).into())
+        .receive_window((64u32 << 20).into())
+        .send_window(64 << 20)
+        .enable_segmentation_offload(
+            config
+                .segmentation_offload
+                .unwrap_or_else(|| !config.bind.ip().is_loopback()),
+        );
+    transport
+}
+
+/// Makes a frame of a response; one that is too large becomes a refusal.
+fn seal_response(correlation: u64, response: &Response) -> bytes::Bytes {
+    wire::seal(Kind::Response, correlation, 0, response).unwrap_or_else(|error| {
+        let refusal = Response::Rejected(crate::Reject::TooLarge {
+            reason: format!("the answer does not fit a frame: {error}"),
+        });
+        wire::seal(Kind::Response, correlation, 0, &refusal).expect("a refusal fits a frame")
+    })
+}

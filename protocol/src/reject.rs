@@ -1,0 +1,158 @@
+//! Every way to refuse a request, and what the caller may conclude from it.
+
+#![expect(
+    missing_docs,
+    reason = "what rkyv derives for enums has none; all that is written here does"
+)]
+
+use std::time::Duration;
+
+use crate::id::{Epoch, MapEpoch, NodeId};
+
+/// A request was not carried out. Everybody who sees one asks three questions, answered here: may
+/// it have happened all the same ([`Reject::is_ambiguous`]), does it help to try again
+/// ([`Reject::is_retriable`]), and where to go instead ([`Reject::NotLeader`]).
+#[derive(Clone, PartialEq, Debug, thiserror::Error, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Reject {
+    /// This member does not lead the group. Nothing happened.
+    #[error("not the leader{}", leader.map(|node| format!("; node {node} is")).unwrap_or_default())]
+    NotLeader {
+        /// Who does, as far as it knows.
+        leader: Option<NodeId>,
+    },
+    /// This member stopped leading while it carried out the request; the next leader knows what
+    /// became of it.
+    #[error("leadership was lost on the way")]
+    Deposed,
+    /// The first submission of a commit names another leader than this one. Nothing happened.
+    #[error("the coordinator leader is in epoch {current}")]
+    StaleEpoch {
+        /// The epoch of this leader.
+        current: Epoch,
+    },
+    /// This node does not hold the shard. Nothing happened.
+    #[error("the shard is not on this node; its map has epoch {epoch}")]
+    StaleMap {
+        /// The version of the map that this node has.
+        epoch: MapEpoch,
+    },
+    /// Too much is under way. Nothing happened.
+    #[error("overloaded; try again in {retry_after_millis} ms")]
+    Overloaded {
+        /// When to try again.
+        retry_after_millis: u32,
+    },
+    /// The cluster waits for nodes to register before it can place shards. Nothing happened.
+    #[error("the cluster is not ready: {registered} of {expected} nodes have registered")]
+    NotReady {
+        /// Nodes that are there.
+        registered: u32,
+        /// Nodes that must be there.
+        expected: u32,
+    },
+    /// The deadline passed while the request was carried out.
+    #[error("the deadline passed")]
+    DeadlineExceeded,
+    /// The deadline passed while a prepared transaction was in the way. Nothing happened.
+    #[error("the deadline passed while key {key} was locked by prepared transaction {by}")]
+    Blocked {
+        /// The key.
+        key: crate::Key,
+        /// Who holds the lock.
+        by: crate::TxnId,
+    },
+    /// The process is stopping. Nothing happened.
+    #[error("shutting down")]
+    ShuttingDown,
+    /// The caller's certificate does not allow this. Nothing happened.
+    #[error("a certificate with role {role} may not send {request}")]
+    Forbidden {
+        /// The role in the caller's certificate.
+        role: String,
+        /// What was asked.
+        request: String,
+    },
+    /// The request makes no sense. Nothing happened.
+    #[error("malformed request: {reason}")]
+    Malformed {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A bound was exceeded. Nothing happened.
+    #[error("too large: {reason}")]
+    TooLarge {
+        /// Which bound, and by how much.
+        reason: String,
+    },
+    /// A snapshot is older than versions are kept. Nothing happened.
+    #[error("the snapshot is too old to be read")]
+    SnapshotTooOld,
+    /// The message was meant for another node. Nothing happened.
+    #[error("this is node {actual}")]
+    WrongNode {
+        /// Who this is.
+        actual: NodeId,
+    },
+    /// The server failed on the way; its log says why.
+    #[error("internal error: {reason}")]
+    Internal {
+        /// What failed.
+        reason: String,
+    },
+}
+
+impl Reject {
+    /// The server asks to come back later.
+    pub fn overloaded(retry_after: Duration) -> Reject {
+        Reject::Overloaded {
+            retry_after_millis: retry_after.as_millis().min(u128::from(u32::MAX)) as u32,
+        }
+    }
+
+    /// The request makes no sense, because of this.
+    pub fn malformed(reason: impl Into<String>) -> Reject {
+        Reject::Malformed {
+            reason: reason.into(),
+        }
+    }
+
+    /// Whether the request may have taken effect all the same.
+    pub fn is_ambiguous(&self) -> bool {
+        match self {
+            Reject::Deposed | Reject::DeadlineExceeded | Reject::Internal { .. } => true,
+            Reject::NotLeader { .. }
+            | Reject::StaleEpoch { .. }
+            | Reject::StaleMap { .. }
+            | Reject::Overloaded { .. }
+            | Reject::NotReady { .. }
+            | Reject::Blocked { .. }
+            | Reject::ShuttingDown
+            | Reject::Forbidden { .. }
+            | Reject::Malformed { .. }
+            | Reject::TooLarge { .. }
+            | Reject::SnapshotTooOld
+            | Reject::WrongNode { .. } => false,
+        }
+    }
+
+    /// Whether the same request may succeed later or elsewhere.
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Reject::NotLeader { .. }
+            | Reject::Deposed
+            | Reject::StaleEpoch { .. }
+            | Reject::StaleMap { .. }
+            | Reject::Overloaded { .. }
+            | Reject::NotReady { .. }
+            | Reject::ShuttingDown
+            | Reject::WrongNode { .. } => true,
+            Reject::DeadlineExceeded
+            | Reject::Blocked { .. }
+            | Reject::Forbidden { .. }
+            | Reject::Malformed { .. }
+            | Reject::TooLarge { .. }
+            | Reject::SnapshotTooOld
+            | Reject::Internal { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Calling the leader of a group, wherever it is.
+//!
+//! A [`Router`] knows the cluster map and remembers who led each group last. It follows redirects,
+//! tries the other members when one cannot be reached, fetches a newer map when it is told that its
+//! own is stale, and pauses with jitter in between, all until the caller's deadline. It sends a
+//! request again only if that is harmless: if the request is idempotent, or if it certainly had no
+//! effect.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use parking_lot::{Mutex, RwLock};
+use tokio::time::{Instant, sleep_until};
+
+use crate::cluster_map::{ClusterMap, Node};
+use crate::id::{GroupId, MapEpoch, NodeId, ShardId};
+use crate::message::{Request, Response, coordinator, shard};
+use crate::net::{CallError, Peer, Transport};
+use crate::reject::Reject;
+
+/// How long one attempt may take before another member is asked as well, if that is harmless.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The shortest and longest pause between attempts.
+const PAUSE_MIN: Duration = Duration::from_millis(2);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// Whether a request may be sent again when nobody knows what became of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resend {
+    /// It has the same effect once or twice.
+    Idempotent,
+    /// It must not be carried out twice: give up as soon as it may have been.
+    OnlyUnsent,
+}
+
+/// A call that brought no answer by its deadline, or one that no retry can mend.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum RouteError {
+    /// The last refusal.
+    #[error("{0}")]
+    Rejected(Reject),
+    /// The last failure of the network.
+    #[error("{0}")]
+    Call(CallError),
+    /// There is nobody to call.
+    #[error("no member of the {0} is known")]
+    NoMember(GroupId),
+    /// The answer is of a kind that does not belong to the question.
+    #[error("a server gave an answer of the wrong kind")]
+    WrongAnswer,
+}
+
+impl RouteError {
+    /// Whether the request may have taken effect all the same.
+    pub fn is_ambiguous(&self) -> bool {
+        match self {
+            RouteError::Rejected(reject) => reject.is_ambiguous(),
+            RouteError::Call(error) => error.is_ambiguous(),
+            RouteError::NoMember(_) => false,
+            RouteError::WrongAnswer => true,
+        }
+    }
+
+    /// The refusal, if it was one.
+    pub fn reject(&self) -> Option<&Reject> {
+        match self {
+            RouteError::Rejected(reject) => Some(reject),
+            RouteError::Call(_) | RouteError::NoMember(_) | RouteError::WrongAnswer => None,
+        }
+    }
+}
+
+/// Calls leaders. Cheap to share; all state is a cache.
+pub struct Router {
+    transport: Arc<dyn Transport>,
+    seeds: Vec<Peer>,
+    map: RwLock<Arc<ClusterMap>>,
+    leaders: Mutex<HashMap<GroupId, Peer>>,
+    refreshing: tokio::sync::Mutex<()>,
+}
+
+impl Router {
+    /// A router that finds the cluster through some of its coordinators.
+    pub fn new(transport: Arc<dyn Transport>, seeds: Vec<Peer>) -> Router {
+        let empty = ClusterMap {
+            cluster: Default::default(),
+            epoch: MapEpoch(0),
+            shards: 0,
+            replicas: 0,
+            coordinators: Vec::new(),
+            nodes: Vec::new(),
+            placement: Vec::new(),
+        };
+        Router {
+            transport,
+            seeds,
+            map: RwLock::new(Arc::new(empty)),
+            leaders: Mutex::default(),
+            refreshing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// The newest map that this router has seen; of epoch 0 before the first.
+    pub fn map(&self) -> Arc<ClusterMap> {
+        self.map.read().clone()
+    }
+
+    /// Takes a map, if it is newer than the one it has.
+    pub fn learn(&self, map: ClusterMap) {
+        let mut current = self.map.write();
+        if map.epoch > current.epoch || current.shards == 0 {
+            *current = Arc::new(map);
+        }
+    }
+
+    /// The transport, for calls that are not for a group's leader.
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        &self.transport
+    }
+
+    /// Asks the coordinators' leader.
+    ///
+    /// # Errors
+    /// See [`RouteError`]; whether the request may have taken effect, [`RouteError::is_ambiguous`]
+    /// tells.
+    pub async fn coordinator(
+        &self,
+        request: coordinator::Request,
+        resend: Resend,
+        deadline: Instant,
+    ) -> Result<coordinator::Response, RouteError> {
+        match self.call(GroupId::Coordinator, Request::Coordinator(request), resend, deadline).await? {
+            Response::Coordinator(response) => Ok(response),
+            Response::Shard(_) | Response::Raft(_) | Response::Admin(_) | Response::Rejected(_) => {
+                Err(RouteError::WrongAnswer)
+            }
+        }
+    }
+
+    /// Asks the leader of a shard.
+    ///
+    /// # Errors
+    /// See [`RouteError`]; whether the request may have taken effect, [`RouteError::is_ambiguous`]
+    /// tells.
+    pub async fn shard(
+        &self,
+        shard: ShardId,
+        request: shard::Request,
+        resend: Resend,
+        deadline: Instant,
+    ) -> Result<shard::Response, RouteError> {
+        match self.call(GroupId::Shard(shard), Request::Shard { shard, request }, resend, deadline).await? {
+            Response::Shard(response) => Ok(response),
+            Response::Coordinator(_) | Response::Raft(_) | Response::Admin(_) | Response::Rejected(_) => {
+                Err(RouteError::WrongAnswer)
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        group: GroupId,
+        request: Request,
+        resend: Resend,
+        deadline: Instant,
+    ) -> Result<Response, RouteError> {
+        let mut pauses = pauses();
+        let mut attempt = 0;
+        loop {
+            let Some(peer) = self.target(group, attempt) else {
+                self.pause(group, None, &mut pauses, deadline, RouteError::NoMember(group)).await?;
+                continue;
+            };
+            attempt += 1;
+            let attempt_deadline = match resend {
+                Resend::Idempotent => deadline.min(Instant::now() + ATTEMPT_TIMEOUT),
+                Resend::OnlyUnsent => deadline,
+            };
+            let error = match self.transport.call(&peer, request.clone(), attempt_deadline).await {
+                Ok(Response::Rejected(reject)) => RouteError::Rejected(reject),
+                Ok(response) => {
+                    self.remember(group, peer);
+                    return Ok(response);
+                }
+                Err(error) => RouteError::Call(error),
+            };
+            let again = match &error {
+                RouteError::Rejected(Reject::Blocked { .. }) => true,
+                RouteError::Rejected(reject) => reject.is_retriable(),
+                RouteError::Call(CallError::TooLarge(_)) => false,
+                RouteError::Call(_) => true,
+                RouteError::NoMember(_) | RouteError::WrongAnswer => false,
+            };
+            if !again || (error.is_ambiguous() && resend == Resend::OnlyUnsent) {
+                return Err(error);
+            }
+            if self.redirect(group, &peer, &error) {
+                continue;
+            }
+            self.pause(group, Some(&error), &mut pauses, deadline, error.clone()).await?;
+        }
+    }
+
+    /// Takes a redirect to another member than the one that sent it. Such a redirect needs no
+    /// pause; without one, the next attempt goes to another member.
+    fn redirect(&self, group: GroupId, from: &Peer, error: &RouteError) -> bool {
+        let mut leaders = self.leaders.lock();
+        if let RouteError::Rejected(Reject::NotLeader { leader: Some(node) }) = error
+            && let Some(peer) = self.member(group, *node)
+            && peer != *from
+            && leaders.get(&group) != Some(&peer)
+        {
+            leaders.insert(group, peer);
+            return true;
+        }
+        let stays = matches!(
+            error,
+            RouteError::Rejected(Reject::Overloaded { .. } | Reject::Blocked { .. } | Reject::NotReady { .. })
+        );
+        if !stays {
+            leaders.remove(&group);
+        }
+        false
+    }
+
+    /// Pauses before the next attempt, and uses the time to fetch a newer map where that may help.
+    async fn pause(
+        &self,
+        group: GroupId,
+        error: Option<&RouteError>,
+        pauses: &mut impl Iterator<Item = Duration>,
+        deadline: Instant,
+        give_up: RouteError,
+    ) -> Result<(), RouteError> {
+        let mut pause = pauses.next().unwrap_or(PAUSE_MAX);
+        if let Some(RouteError::Rejected(Reject::Overloaded { retry_after_millis })) = error {
+            let asked = Duration::from_millis((*retry_after_millis).into());
+            pause = pause.max(asked.mul_f64(1.0 + 0.25 * rand::random::<f64>()));
+        }
+        let until = Instant::now() + pause;
+        if until >= deadline {
+            return Err(give_up);
+        }
+        let map_may_help = match error {
+            None => true,
+            Some(RouteError::Call(_)) => matches!(group, GroupId::Shard(_)),
+            Some(RouteError::Rejected(reject)) => {
+                matches!(reject, Reject::StaleMap { .. } | Reject::WrongNode { .. })
+            }
+            Some(RouteError::NoMember(_) | RouteError::WrongAnswer) => false,
+        };
+        if map_may_help {
+            self.refresh_map(until.max(Instant::now() + Duration::from_millis(50)).min(deadline)).await;
+        }
+        sleep_until(until).await;
+        Ok(())
+    }
+
+    /// Asks the coordinators for a newer map, each in turn. Concurrent refreshes share one.
+    pub async fn refresh_map(&self, deadline: Instant) {
+        let known = self.map().epoch;
+        let _one_at_a_time = self.refreshing.lock().await;
+        if self.map().epoch > known {
+            return;
+        }
+        for peer in self.coordinators() {
+            let request = Request::Coordinator(coordinator::Request::Map { known });
+            if let Ok(Response::Coordinator(response)) = self.transport.call(&peer, request, deadline).await {
+                if let coordinator::Response::Map(map) = response {
+                    self.learn(map);
+                }
+                return;
+            }
+        }
+    }
+
+    fn remember(&self, group: GroupId, peer: Peer) {
+        self.leaders.lock().entry(group).or_insert(peer);
+    }
+
+    /// Whom to try: the last known leader, else the members in turn.
+    fn target(&self, group: GroupId, attempt: usize) -> Option<Peer> {
+        if let Some(leader) = self.leaders.lock().get(&group) {
+            return Some(leader.clone());
+        }
+        let members = self.members(group);
+        (!members.is_empty()).then(|| members[attempt % members.len()].clone())
+    }
+
+    fn members(&self, group: GroupId) -> Vec<Peer> {
+        match group {
+            GroupId::Coordinator => self.coordinators(),
+            GroupId::Shard(shard) => {
+                let replicas = self.map();
+                let replicas = replicas.replicas_of(shard);
+                replicas.iter().filter_map(|&node| self.member(group, node)).collect()
+            }
+        }
+    }
+
+    /// The coordinators of the map, or the seeds while there is no map; and the seeds after them,
+    /// for the case that the map is hopelessly old.
+    fn coordinators(&self) -> Vec<Peer> {
+        let mut peers: Vec<Peer> =
+            self.map().coordinators.iter().map(|node| Peer::coordinator(&node.address)).collect();
+        peers.extend(self.seeds.iter().filter(|seed| !peers.contains(seed)).cloned().collect::<Vec<_>>());
+        peers
+    }
+
+    fn member(&self, group: GroupId, node: NodeId) -> Option<Peer> {
+        let map = self.map();
+        let address = |nodes: &[Node]| nodes.iter().find(|n| n.id == node).map(|n| n.address.clone());
+        match group {
+            GroupId::Coordinator => address(&map.coordinators).map(|address| Peer::coordinator(&address)),
+            GroupId::Shard(_) => address(&map.nodes).map(|address| Peer::participant(&address)),
+        }
+    }
+}
+
+/// Pauses that grow, with jitter, without an end of their own.
+pub fn pauses() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::new()
+        .with_min_delay(PAUSE_MIN)
+        .with_max_delay(PAUSE_MAX)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
