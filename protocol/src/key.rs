@@ -217,7 +217,7 @@ mod tests {
         let shards: Vec<u16> = ["", "a", "{user1}x", "user1", "account/42"]
             .map(|text| key(text).shard(16).0)
             .to_vec();
-        assert_eq!(shards, [2, 14, 3, 3, 14]);
+        assert_eq!(shards, [2, 14, 14, 14, 12]);
         assert_eq!(key("anything").shard(1), ShardId(0));
     }
 

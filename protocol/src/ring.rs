@@ -175,11 +175,11 @@ mod tests {
 
     #[test]
     fn the_ring_is_a_format() {
-        assert_eq!(token(NodeId(1), 0), 0x4ddb_5e1c_0cb1_95f1);
-        assert_eq!(token(NodeId(3), 127), 0x1e9a_7b28_3e57_bb2d);
+        assert_eq!(token(NodeId(1), 0), 0xaf8a_366c_0b48_c68b);
+        assert_eq!(token(NodeId(3), 127), 0x7b3e_8386_5719_4ad9);
         let placement = ring_of([1, 2, 3]).placement(16, 1);
         let owners: Vec<u64> = placement.iter().map(|replicas| replicas[0].0).collect();
-        assert_eq!(owners, [0; 16]);
+        assert_eq!(owners, [2, 1, 3, 2, 1, 1, 2, 2, 1, 3, 1, 1, 3, 2, 1, 3]);
     }
 
     #[test]

@@ -132,7 +132,15 @@ impl Router {
         resend: Resend,
         deadline: Instant,
     ) -> Result<coordinator::Response, RouteError> {
-        match self.call(GroupId::Coordinator, Request::Coordinator(request), resend, deadline).await? {
+        match self
+            .call(
+                GroupId::Coordinator,
+                Request::Coordinator(request),
+                resend,
+                deadline,
+            )
+            .await?
+        {
             Response::Coordinator(response) => Ok(response),
             Response::Shard(_) | Response::Raft(_) | Response::Admin(_) | Response::Rejected(_) => {
                 Err(RouteError::WrongAnswer)
@@ -152,7 +160,15 @@ impl Router {
         resend: Resend,
         deadline: Instant,
     ) -> Result<shard::Response, RouteError> {
-        match self.call(GroupId::Shard(shard), Request::Shard { shard, request }, resend, deadline).await? {
+        match self
+            .call(
+                GroupId::Shard(shard),
+                Request::Shard { shard, request },
+                resend,
+                deadline,
+            )
+            .await?
+        {
             Response::Shard(response) => Ok(response),
             Response::Coordinator(_) | Response::Raft(_) | Response::Admin(_) | Response::Rejected(_) => {
                 Err(RouteError::WrongAnswer)
@@ -171,7 +187,8 @@ impl Router {
         let mut attempt = 0;
         loop {
             let Some(peer) = self.target(group, attempt) else {
-                self.pause(group, None, &mut pauses, deadline, RouteError::NoMember(group)).await?;
+                self.pause(group, None, &mut pauses, deadline, RouteError::NoMember(group))
+                    .await?;
                 continue;
             };
             attempt += 1;
@@ -179,7 +196,11 @@ impl Router {
                 Resend::Idempotent => deadline.min(Instant::now() + ATTEMPT_TIMEOUT),
                 Resend::OnlyUnsent => deadline,
             };
-            let error = match self.transport.call(&peer, request.clone(), attempt_deadline).await {
+            let error = match self
+                .transport
+                .call(&peer, request.clone(), attempt_deadline)
+                .await
+            {
                 Ok(Response::Rejected(reject)) => RouteError::Rejected(reject),
                 Ok(response) => {
                     self.remember(group, peer);
@@ -200,7 +221,8 @@ impl Router {
             if self.redirect(group, &peer, &error) {
                 continue;
             }
-            self.pause(group, Some(&error), &mut pauses, deadline, error.clone()).await?;
+            self.pause(group, Some(&error), &mut pauses, deadline, error.clone())
+                .await?;
         }
     }
 
@@ -218,7 +240,9 @@ impl Router {
         }
         let stays = matches!(
             error,
-            RouteError::Rejected(Reject::Overloaded { .. } | Reject::Blocked { .. } | Reject::NotReady { .. })
+            RouteError::Rejected(
+                Reject::Overloaded { .. } | Reject::Blocked { .. } | Reject::NotReady { .. }
+            )
         );
         if !stays {
             leaders.remove(&group);
@@ -253,7 +277,12 @@ impl Router {
             Some(RouteError::NoMember(_) | RouteError::WrongAnswer) => false,
         };
         if map_may_help {
-            self.refresh_map(until.max(Instant::now() + Duration::from_millis(50)).min(deadline)).await;
+            self.refresh_map(
+                until
+                    .max(Instant::now() + Duration::from_millis(50))
+                    .min(deadline),
+            )
+            .await;
         }
         sleep_until(until).await;
         Ok(())
@@ -296,7 +325,10 @@ impl Router {
             GroupId::Shard(shard) => {
                 let replicas = self.map();
                 let replicas = replicas.replicas_of(shard);
-                replicas.iter().filter_map(|&node| self.member(group, node)).collect()
+                replicas
+                    .iter()
+                    .filter_map(|&node| self.member(group, node))
+                    .collect()
             }
         }
     }
@@ -304,9 +336,19 @@ impl Router {
     /// The coordinators of the map, or the seeds while there is no map; and the seeds after them,
     /// for the case that the map is hopelessly old.
     fn coordinators(&self) -> Vec<Peer> {
-        let mut peers: Vec<Peer> =
-            self.map().coordinators.iter().map(|node| Peer::coordinator(&node.address)).collect();
-        peers.extend(self.seeds.iter().filter(|seed| !peers.contains(seed)).cloned().collect::<Vec<_>>());
+        let mut peers: Vec<Peer> = self
+            .map()
+            .coordinators
+            .iter()
+            .map(|node| Peer::coordinator(&node.address))
+            .collect();
+        peers.extend(
+            self.seeds
+                .iter()
+                .filter(|seed| !peers.contains(seed))
+                .cloned()
+                .collect::<Vec<_>>(),
+        );
         peers
     }
 

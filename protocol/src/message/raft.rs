@@ -125,8 +125,8 @@ pub enum Appended {
 pub struct Vote {
     /// The term.
     pub term: u64,
-    /// The candidate; `None`: nobody yet in this term.
-    pub node: Option<NodeId>,
+    /// The candidate.
+    pub node: NodeId,
     /// A majority granted it.
     pub committed: bool,
 }
@@ -165,8 +165,8 @@ pub enum Payload {
 pub struct Membership {
     /// The voters; two sets while a change is under way, and then both must agree.
     pub voters: Vec<Vec<NodeId>>,
-    /// Everybody, learners too, with an address.
-    pub members: Vec<(NodeId, String)>,
+    /// Everybody, learners too.
+    pub members: Vec<NodeId>,
 }
 
 /// A membership and the entry that set it.

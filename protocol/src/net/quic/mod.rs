@@ -124,7 +124,6 @@ enum Close {
     Version = 1,
     Malformed = 2,
     Identity = 3,
-    Busy = 4,
 }
 
 impl Close {

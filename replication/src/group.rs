@@ -1,0 +1,529 @@
+//! A member of a group: what its process sees of it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::errors::{
+    ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
+};
+use openraft::raft::linearizable_read::LinearizerOption;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
+use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+use openraft::{Config, Raft, ServerState, SnapshotPolicy};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use troth_protocol::message::raft::{self as wire, Appended, Body};
+use troth_protocol::net::Transport;
+use troth_protocol::{GroupId, NodeId, Reject};
+
+use crate::adapter::Adapter;
+use crate::log::{Log, LogWriter};
+use crate::machine::Machine;
+use crate::network::{Directory, Network};
+use crate::rocks::Store;
+use crate::snapshot::{self, Transfer};
+use crate::types::{self, Command, Types};
+
+/// How patient the members of a group are with each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timing {
+    /// A leader gives a sign of life this often.
+    pub heartbeat: Duration,
+    /// A member that has heard nothing for longer than this asks to be elected; each waits for a
+    /// random time between this and its double.
+    pub election: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            heartbeat: Duration::from_millis(100),
+            election: Duration::from_millis(600),
+        }
+    }
+}
+
+/// What a member needs to start.
+pub struct GroupConfig {
+    /// The group.
+    pub group: GroupId,
+    /// This member.
+    pub node: NodeId,
+    /// All voters, this member among them, if the group is new; ignored when it is not.
+    pub members: BTreeSet<NodeId>,
+    /// How to reach the others.
+    pub transport: Arc<dyn Transport>,
+    /// Where they are.
+    pub directory: Arc<dyn Directory>,
+    /// How patient to be.
+    pub timing: Timing,
+    /// The log is cut after this many entries that are in the state.
+    pub log_entries_max: u64,
+}
+
+/// The role of a member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Leadership {
+    /// It follows, or there is no leader.
+    Follower {
+        /// Who leads, as far as it knows.
+        leader: Option<NodeId>,
+    },
+    /// It leads, and has applied everything that earlier leaders committed.
+    Leader {
+        /// Its term.
+        term: u64,
+    },
+    /// It has stopped for good.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The member cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its records are damaged, or the store cannot be read.
+    #[error("{0}")]
+    Store(#[from] io::Error),
+    /// The Raft library refused.
+    #[error("the {group} cannot start: {reason}")]
+    Raft {
+        /// The group.
+        group: GroupId,
+        /// What it says.
+        reason: String,
+    },
+}
+
+/// A proposal brought no output.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// This member does not lead. The command is in no log.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who leads, as far as it knows.
+        leader: Option<NodeId>,
+    },
+    /// Leadership was lost after the command was written. It may be applied later, or never.
+    #[error("leadership was lost before the command was committed")]
+    Unknown,
+    /// The member has stopped.
+    #[error("the group has stopped: {0}")]
+    Stopped(String),
+}
+
+impl From<ProposeError> for Reject {
+    fn from(error: ProposeError) -> Reject {
+        match error {
+            ProposeError::NotLeader { leader } => Reject::NotLeader { leader },
+            ProposeError::Unknown => Reject::Deposed,
+            ProposeError::Stopped(_) => Reject::ShuttingDown,
+        }
+    }
+}
+
+/// A snapshot that is arriving.
+struct Incoming {
+    transfer: u64,
+    next: u64,
+}
+
+/// A member of a group. Cheap to clone.
+pub struct Group<M: Machine> {
+    inner: Arc<Inner<M>>,
+}
+
+impl<M: Machine> Clone for Group<M> {
+    fn clone(&self) -> Group<M> {
+        Group {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+struct Inner<M: Machine> {
+    group: GroupId,
+    node: NodeId,
+    raft: Raft<Types, Adapter<M>>,
+    writer: LogWriter,
+    leadership: watch::Receiver<Leadership>,
+    incoming: Mutex<Option<Incoming>>,
+    watcher: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl<M: Machine> Group<M> {
+    /// Starts a member with what is in the store: nothing, or where it was when it stopped.
+    ///
+    /// # Errors
+    /// If a record is damaged, or the store cannot be read. Nothing was served then.
+    pub async fn start(
+        config: GroupConfig,
+        store: &Store,
+        writer: &LogWriter,
+        machine: M,
+    ) -> Result<Group<M>, StartError> {
+        let GroupConfig {
+            group,
+            node,
+            members,
+            transport,
+            directory,
+            timing,
+            log_entries_max,
+        } = config;
+        let failed = |reason: String| StartError::Raft { group, reason };
+        let log = Log::open(group.to_u32(), writer)?;
+        let adapter = Adapter::new(group.to_u32(), writer, store, machine)?;
+        let network = Network {
+            group,
+            from: node,
+            transport,
+            directory,
+        };
+        let raft_config = raft_config(group, timing, log_entries_max).map_err(&failed)?;
+        let raft = Raft::new(node.0, Arc::new(raft_config), network, log, adapter)
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        let members: BTreeSet<u64> = members.iter().map(|node| node.0).collect();
+        match raft.initialize(members).await {
+            // It was initialized before, by this member or by another.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => return Err(failed(error.to_string())),
+        }
+        let (sender, leadership) = watch::channel(Leadership::Follower { leader: None });
+        let watcher = tokio::spawn(watch_leadership(raft.clone(), group, sender));
+        let inner = Inner {
+            group,
+            node,
+            raft,
+            writer: writer.clone(),
+            leadership,
+            incoming: Mutex::new(None),
+            watcher: Mutex::new(Some(watcher)),
+        };
+        Ok(Group {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The group.
+    pub fn id(&self) -> GroupId {
+        self.inner.group
+    }
+
+    /// The role of this member, now and from now on.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.clone()
+    }
+
+    /// The last entry that is applied here.
+    pub fn applied(&self) -> u64 {
+        use openraft::async_runtime::watch::WatchReceiver;
+        self.inner
+            .raft
+            .metrics()
+            .borrow_watched()
+            .last_applied
+            .map_or(0, |id| id.index)
+    }
+
+    /// Proposes a command, and waits until it is committed and applied here.
+    ///
+    /// Not cancel-safe in that a dropped future leaves open whether the command was proposed.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`] means that it will never be applied; the others leave that open.
+    pub async fn propose(&self, command: Bytes) -> Result<M::Output, ProposeError> {
+        let response = self
+            .inner
+            .raft
+            .client_write(Command(command))
+            .await
+            .map_err(|error| match error {
+                RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => ProposeError::NotLeader {
+                    leader: self.hint(&forward),
+                },
+                RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ProposeError::Unknown,
+                RaftError::APIError(error @ ClientWriteError::ChangeMembershipError(_))
+                | RaftError::APIError(error @ ClientWriteError::PreconditionFailed(_)) => {
+                    ProposeError::Stopped(error.to_string())
+                }
+                RaftError::Fatal(error) => ProposeError::Stopped(error.to_string()),
+            })?;
+        let output = response.data.0.expect("every command has an output");
+        Ok(*output
+            .downcast::<M::Output>()
+            .expect("the machine of this group made it"))
+    }
+
+    /// Returns when it is certain that this member led at some moment after the call, and has
+    /// applied everything that was committed before the call. Uses the leader's lease while a
+    /// majority has confirmed it recently, and asks a majority otherwise.
+    ///
+    /// # Errors
+    /// If it does not lead.
+    pub async fn read_barrier(&self) -> Result<(), ProposeError> {
+        let lease_or_ask = LinearizerOption::new(None, true);
+        match self.inner.raft.ensure_linearizable(lease_or_ask).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(ProposeError::NotLeader {
+                    leader: self.hint(&forward),
+                })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(ProposeError::NotLeader { leader: None })
+            }
+            Err(RaftError::Fatal(error)) => Err(ProposeError::Stopped(error.to_string())),
+        }
+    }
+
+    fn hint(&self, forward: &ForwardToLeader<Types>) -> Option<NodeId> {
+        forward
+            .leader_id
+            .map(NodeId)
+            .filter(|leader| *leader != self.inner.node)
+    }
+
+    /// Answers another member.
+    ///
+    /// # Errors
+    /// If the message is not for this member, or the member has stopped.
+    pub async fn step(&self, request: wire::Request) -> Result<wire::Response, Reject> {
+        if request.to != self.inner.node {
+            return Err(Reject::WrongNode {
+                actual: self.inner.node,
+            });
+        }
+        let raft = &self.inner.raft;
+        let stopped = |error: String| {
+            tracing::debug!(group = %self.inner.group, error, "a message for a stopped member");
+            Reject::ShuttingDown
+        };
+        match request.body {
+            Body::Append {
+                vote,
+                previous,
+                entries,
+                committed,
+            } => {
+                let request = AppendEntriesRequest {
+                    vote: types::vote(vote),
+                    prev_log_id: previous.map(types::log_id),
+                    entries: entries.into_iter().map(types::entry).collect(),
+                    leader_commit: committed.map(types::log_id),
+                };
+                let response = raft
+                    .append_entries(request)
+                    .await
+                    .map_err(|error| stopped(error.to_string()))?;
+                Ok(wire::Response::Append(match response {
+                    AppendEntriesResponse::Success => Appended::Success,
+                    AppendEntriesResponse::PartialSuccess(upto) => {
+                        Appended::Partial(upto.as_ref().map(types::log_id_to_wire))
+                    }
+                    AppendEntriesResponse::Conflict => Appended::Conflict,
+                    AppendEntriesResponse::HigherVote(vote) => {
+                        Appended::HigherVote(types::vote_to_wire(&vote))
+                    }
+                }))
+            }
+            Body::Vote {
+                vote,
+                last,
+                leadership_transfer,
+            } => {
+                let mut request = VoteRequest::new(types::vote(vote), last.map(types::log_id));
+                request.leadership_transfer = leadership_transfer;
+                let response = raft
+                    .vote(request)
+                    .await
+                    .map_err(|error| stopped(error.to_string()))?;
+                Ok(vote_response(&response))
+            }
+            Body::PreVote { vote, last } => {
+                let request = VoteRequest::new(types::vote(vote), last.map(types::log_id));
+                let response = raft
+                    .pre_vote(request)
+                    .await
+                    .map_err(|error| stopped(error.to_string()))?;
+                Ok(vote_response(&response))
+            }
+            Body::TransferLeader { vote, last } => {
+                let request =
+                    TransferLeaderRequest::new(types::vote(vote), self.inner.node.0, last.map(types::log_id));
+                let accepted = raft
+                    .handle_transfer_leader(request)
+                    .await
+                    .map_err(|error| stopped(error.to_string()))?;
+                Ok(wire::Response::TransferLeader {
+                    accepted: accepted.is_ok(),
+                })
+            }
+            Body::Snapshot {
+                vote,
+                last,
+                membership,
+                transfer,
+                sequence,
+                chunk,
+                done,
+            } => {
+                self.receive_snapshot(transfer, sequence, chunk).await?;
+                if !done {
+                    return Ok(wire::Response::SnapshotContinue);
+                }
+                let snapshot = SnapshotOf::<Types, Transfer> {
+                    meta: SnapshotMetaOf::<Types> {
+                        last_log_id: last.map(types::log_id),
+                        last_membership: types::stored_membership(membership),
+                    },
+                    snapshot: Transfer::Staged,
+                };
+                let installed = raft.install_full_snapshot(types::vote(vote), snapshot).await;
+                let response = installed.map_err(|error| stopped(error.to_string()))?;
+                Ok(wire::Response::SnapshotDone {
+                    vote: types::vote_to_wire(&response.vote),
+                })
+            }
+        }
+    }
+
+    async fn receive_snapshot(&self, transfer: u64, sequence: u64, piece: Bytes) -> Result<(), Reject> {
+        {
+            let mut incoming = self.inner.incoming.lock();
+            match &mut *incoming {
+                _ if sequence == 0 => *incoming = Some(Incoming { transfer, next: 1 }),
+                Some(current) if current.transfer == transfer && current.next == sequence => {
+                    current.next += 1
+                }
+                _ => {
+                    return Err(Reject::malformed(
+                        "this piece does not follow the last one of its snapshot",
+                    ));
+                }
+            }
+        }
+        snapshot::stage(&self.inner.writer, self.inner.group.to_u32(), sequence, piece)
+            .await
+            .map_err(|error| Reject::Internal {
+                reason: error.to_string(),
+            })
+    }
+
+    /// Stops this member. What was acknowledged stays.
+    pub async fn shutdown(&self) {
+        // An error means that its core ended before, for a reason that was logged then.
+        let _ = self.inner.raft.shutdown().await;
+        let watcher = self.inner.watcher.lock().take();
+        if let Some(watcher) = watcher {
+            let _ = watcher.await;
+        }
+    }
+}
+
+fn vote_response(response: &openraft::raft::VoteResponse<Types>) -> wire::Response {
+    wire::Response::Vote {
+        vote: types::vote_to_wire(&response.vote),
+        granted: response.vote_granted,
+        last: response.last_log_id.as_ref().map(types::log_id_to_wire),
+    }
+}
+
+fn raft_config(group: GroupId, timing: Timing, log_entries_max: u64) -> Result<Config, String> {
+    let config = Config {
+        cluster_name: group.to_string(),
+        heartbeat_interval: timing.heartbeat.as_millis() as u64,
+        election_timeout_min: timing.election.as_millis() as u64,
+        election_timeout_max: 2 * timing.election.as_millis() as u64,
+        enable_pre_vote: Some(true),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(log_entries_max),
+        max_in_snapshot_log_to_keep: log_entries_max / 2,
+        purge_batch_size: (log_entries_max / 4).max(1),
+        replication_lag_threshold: log_entries_max * 2,
+        ..Config::default()
+    };
+    config.validate().map_err(|error| error.to_string())
+}
+
+/// Turns what the library reports into a role. A leader is only announced when it has caught up
+/// with what was committed before it: until then its state may be older than what was served.
+async fn watch_leadership<M: Machine>(
+    raft: Raft<Types, Adapter<M>>,
+    group: GroupId,
+    leadership: watch::Sender<Leadership>,
+) {
+    use openraft::async_runtime::watch::WatchReceiver;
+    let mut metrics = raft.metrics();
+    let announce = |role: Leadership| {
+        leadership.send_if_modified(|current| {
+            let changed = *current != role;
+            if changed {
+                tracing::debug!(%group, ?role, "leadership");
+                *current = role;
+            }
+            changed
+        })
+    };
+    loop {
+        let (state, leader, term, running) = {
+            let now = metrics.borrow_watched();
+            (
+                now.state,
+                now.current_leader,
+                now.current_term,
+                now.running_state.clone(),
+            )
+        };
+        if let Err(error) = running {
+            let reason = error.to_string();
+            match error {
+                openraft::errors::Fatal::Stopped => tracing::debug!(%group, "stopped"),
+                openraft::errors::Fatal::StorageError(_) | openraft::errors::Fatal::Panicked => {
+                    tracing::error!(%group, reason, "the group has failed and serves no more");
+                }
+            }
+            announce(Leadership::Failed { reason });
+            return;
+        }
+        let leads = *leadership.borrow() == Leadership::Leader { term };
+        if state == ServerState::Leader && !leads {
+            // A quarter of a second at a time, so that a leader that is deposed before it could
+            // catch up is noticed.
+            let patience = Duration::from_millis(250);
+            let caught_up = raft.wait_for_recovery(Some(patience)).await.is_ok()
+                && raft
+                    .ensure_linearizable(openraft::raft::ReadPolicy::ReadIndex)
+                    .await
+                    .is_ok();
+            let still = {
+                let now = metrics.borrow_watched();
+                now.state == ServerState::Leader && now.current_term == term
+            };
+            if still && caught_up {
+                announce(Leadership::Leader { term });
+            } else {
+                announce(Leadership::Follower { leader: None });
+            }
+            if still && !caught_up {
+                continue;
+            }
+        } else if state != ServerState::Leader {
+            announce(Leadership::Follower {
+                leader: leader.map(NodeId),
+            });
+        }
+        if metrics.changed().await.is_err() {
+            announce(Leadership::Failed {
+                reason: "the group has stopped".into(),
+            });
+            return;
+        }
+    }
+}

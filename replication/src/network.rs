@@ -1,0 +1,281 @@
+//! Between the Raft library and the transport, in both directions.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::FutureExt;
+use futures_util::{Stream, StreamExt, pin_mut};
+use openraft::OptionalSend;
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::type_config::alias::SnapshotOf;
+use tokio::time::Instant;
+use troth_protocol::message::raft::{self as wire, Appended, Body};
+use troth_protocol::message::{Request, Response};
+use troth_protocol::net::{CallError, Peer, Transport};
+use troth_protocol::{GroupId, NodeId};
+
+use crate::snapshot::Transfer;
+use crate::types::{self, Types, Vote};
+
+/// Appends to one member that may be under way at once.
+const PIPELINE: usize = 64;
+
+/// How long a member may take for one piece of a snapshot, and to install it.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Where the members of groups are.
+pub trait Directory: Send + Sync + 'static {
+    /// Where to reach a member; `None` while nobody knows.
+    fn peer(&self, group: GroupId, node: NodeId) -> Option<Peer>;
+}
+
+/// How the members of one group are reached from here.
+#[derive(Clone)]
+pub(crate) struct Network {
+    pub group: GroupId,
+    pub from: NodeId,
+    pub transport: Arc<dyn Transport>,
+    pub directory: Arc<dyn Directory>,
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Member;
+
+    async fn new_client(&mut self, target: u64, _node: &()) -> Member {
+        Member {
+            network: self.clone(),
+            to: NodeId(target),
+        }
+    }
+}
+
+/// One member, as another calls it.
+#[derive(Clone)]
+pub(crate) struct Member {
+    network: Network,
+    to: NodeId,
+}
+
+impl Member {
+    async fn call(&self, body: Body, timeout: Duration) -> Result<wire::Response, RPCError<Types>> {
+        let Network {
+            group,
+            from,
+            transport,
+            directory,
+        } = &self.network;
+        let unreachable = |reason: String| RPCError::Unreachable(Unreachable::from_string(reason));
+        let peer = directory
+            .peer(*group, self.to)
+            .ok_or_else(|| unreachable(format!("nobody knows where node {} is", self.to)))?;
+        let request = Request::Raft(wire::Request {
+            group: *group,
+            from: *from,
+            to: self.to,
+            body,
+        });
+        match transport.call(&peer, request, Instant::now() + timeout).await {
+            Ok(Response::Raft(response)) => Ok(response),
+            Ok(Response::Rejected(reject)) => Err(unreachable(reject.to_string())),
+            Ok(Response::Coordinator(_) | Response::Shard(_) | Response::Admin(_)) => Err(unreachable(
+                format!("node {} gave an answer of the wrong kind", self.to),
+            )),
+            Err(error @ (CallError::Unreachable { .. } | CallError::TooLarge(_))) => {
+                Err(unreachable(error.to_string()))
+            }
+            Err(error @ (CallError::Lost { .. } | CallError::DeadlineExceeded { .. })) => {
+                Err(RPCError::Network(NetworkError::from_string(error)))
+            }
+        }
+    }
+
+    fn wrong_answer(&self) -> RPCError<Types> {
+        let reason = format!("node {} gave an answer of the wrong kind", self.to);
+        RPCError::Unreachable(Unreachable::from_string(reason))
+    }
+
+    async fn append(
+        &self,
+        request: AppendEntriesRequest<Types>,
+        timeout: Duration,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let body = Body::Append {
+            vote: types::vote_to_wire(&request.vote),
+            previous: request.prev_log_id.as_ref().map(types::log_id_to_wire),
+            entries: request.entries.iter().map(types::entry_to_wire).collect(),
+            committed: request.leader_commit.as_ref().map(types::log_id_to_wire),
+        };
+        match self.call(body, timeout).await? {
+            wire::Response::Append(appended) => Ok(match appended {
+                Appended::Success => AppendEntriesResponse::Success,
+                Appended::Partial(upto) => AppendEntriesResponse::PartialSuccess(upto.map(types::log_id)),
+                Appended::Conflict => AppendEntriesResponse::Conflict,
+                Appended::HigherVote(vote) => AppendEntriesResponse::HigherVote(types::vote(vote)),
+            }),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+
+    async fn ask_for_vote(
+        &self,
+        body: Body,
+        timeout: Duration,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        match self.call(body, timeout).await? {
+            wire::Response::Vote { vote, granted, last } => Ok(VoteResponse::new(
+                types::vote(vote),
+                last.map(types::log_id),
+                granted,
+            )),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+}
+
+impl RaftNetworkV2<Types> for Member {
+    type SnapshotData = Transfer;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        self.append(request, option.soft_ttl()).await
+    }
+
+    /// Many appends under way at once, answers in the order of the requests: the transport keeps
+    /// the order of what is sent, and `buffered` that of what comes back.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        let member = self.clone();
+        let answers = input
+            .map(move |request| {
+                let member = member.clone();
+                let previous = request.prev_log_id;
+                let last = request.entries.last().map(|entry| entry.log_id).or(previous);
+                let timeout = option.soft_ttl();
+                async move {
+                    let response = member.append(request, timeout).await?;
+                    Ok(response.into_stream_result(previous, last))
+                }
+            })
+            .buffered(PIPELINE);
+        let answers: BoxStream<'s, _> = Box::pin(answers);
+        async move { Ok(answers) }.boxed()
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let body = Body::Vote {
+            vote: types::vote_to_wire(&request.vote),
+            last: request.last_log_id.as_ref().map(types::log_id_to_wire),
+            leadership_transfer: request.leadership_transfer,
+        };
+        self.ask_for_vote(body, option.soft_ttl()).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let body = Body::PreVote {
+            vote: types::vote_to_wire(&request.vote),
+            last: request.last_log_id.as_ref().map(types::log_id_to_wire),
+        };
+        self.ask_for_vote(body, option.soft_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<Types, Transfer>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let sending = self.send_snapshot(vote, snapshot).fuse();
+        let cancel = cancel.fuse();
+        pin_mut!(sending, cancel);
+        futures_util::select! {
+            result = sending => result,
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let body = Body::TransferLeader {
+            vote: types::vote_to_wire(request.from_leader()),
+            last: request.last_log_id().map(types::log_id_to_wire),
+        };
+        match self.call(body, option.soft_ttl()).await? {
+            wire::Response::TransferLeader { accepted: true } => Ok(Ok(())),
+            wire::Response::TransferLeader { accepted: false } => Err(RPCError::Unreachable(
+                Unreachable::from_string("the successor is not ready"),
+            )),
+            _ => Err(self.wrong_answer()),
+        }
+    }
+}
+
+impl Member {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: SnapshotOf<Types, Transfer>,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let broken = |reason: String| StreamingError::Unreachable(Unreachable::from_string(reason));
+        let Transfer::Outgoing(mut pieces) = snapshot.snapshot else {
+            return Err(broken("this snapshot carries no data".into()));
+        };
+        let transfer = std::collections::hash_map::RandomState::new();
+        let transfer = std::hash::BuildHasher::hash_one(&transfer, self.to);
+        let membership = types::stored_membership_to_wire(&snapshot.meta.last_membership);
+        let mut next = pieces.recv().await;
+        let mut sequence = 0;
+        while let Some(piece) = next {
+            next = pieces.recv().await;
+            let done = next.is_none();
+            let body = Body::Snapshot {
+                vote: types::vote_to_wire(&vote),
+                last: snapshot.meta.last_log_id.as_ref().map(types::log_id_to_wire),
+                membership: membership.clone(),
+                transfer,
+                sequence,
+                chunk: piece.map_err(|error| broken(error.to_string()))?,
+                done,
+            };
+            let timeout = if done { INSTALL_TIMEOUT } else { PIECE_TIMEOUT };
+            match self.call(body, timeout).await? {
+                wire::Response::SnapshotContinue if !done => {}
+                wire::Response::SnapshotDone { vote } => return Ok(SnapshotResponse::new(types::vote(vote))),
+                _ => return Err(self.wrong_answer().into()),
+            }
+            sequence += 1;
+        }
+        Err(broken("the snapshot ended without a last piece".into()))
+    }
+}

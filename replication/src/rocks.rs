@@ -1,0 +1,299 @@
+//! The one RocksDB of a process.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBPinnableSlice, DBRawIterator,
+    DBRecoveryMode, Options, ReadOptions, WriteBatch, WriteOptions,
+};
+use tokio::sync::watch;
+
+/// A column family, by name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Family(pub &'static str);
+
+/// The column families of replication itself. Keys begin with the group's number, `u32` big-endian.
+pub mod families {
+    use super::Family;
+
+    /// Votes, marks and whatever else is small: `[group u32 | tag u8]`.
+    pub const META: Family = Family("meta");
+    /// Log entries: `[group u32 | index u64] → [xxh3 u64 | entry]`.
+    pub const LOG: Family = Family("log");
+    /// Pieces of a snapshot on their way in: `[group u32 | sequence u64] → piece`.
+    pub const STAGING: Family = Family("staging");
+
+    pub(crate) const ALL: [Family; 3] = [META, LOG, STAGING];
+}
+
+/// RocksDB failed. Whoever sees one must not go on as if the write had happened.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("storage: {0}")]
+pub struct StoreError(#[from] pub rocksdb::Error);
+
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> io::Error {
+        io::Error::other(error)
+    }
+}
+
+/// The data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder cannot be made or written.
+    #[error("data folder {path}: {source}; choose a folder that this user may write to")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process has it open.
+    #[error("data folder {path} is in use by another process; stop that one first")]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// What is in it cannot be read.
+    #[error("data folder {path} cannot be opened: {source}")]
+    Damaged {
+        /// The folder.
+        path: PathBuf,
+        /// What RocksDB says.
+        source: rocksdb::Error,
+    },
+    /// It holds the data of somebody else.
+    #[error(
+        "data folder {path} belongs to {found}, this is {expected}; choose another folder or configuration"
+    )]
+    NotOurs {
+        /// The folder.
+        path: PathBuf,
+        /// Whose data it is.
+        found: String,
+        /// Who opens it.
+        expected: String,
+    },
+}
+
+/// A RocksDB with its column families. Cheap to clone; closed when the last clone is gone.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    db: DB,
+    // Dropped after the database, in the order of declaration: who waits for it finds the folder free.
+    closed: watch::Sender<()>,
+}
+
+impl Store {
+    /// Opens the database in a folder, or makes one. `owner` says whose data this is; a folder that
+    /// says otherwise is refused.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; each says what to do.
+    pub fn open(path: &Path, owner: &str, machine_families: &[Family]) -> Result<Store, OpenError> {
+        let folder = |source| OpenError::Folder {
+            path: path.to_owned(),
+            source,
+        };
+        fs::create_dir_all(path).map_err(folder)?;
+        let probe = path.join(".writable");
+        fs::write(&probe, [])
+            .and_then(|()| fs::remove_file(&probe))
+            .map_err(folder)?;
+
+        let cache = Cache::new_lru_cache(256 << 20);
+        let descriptor =
+            |family: &Family| ColumnFamilyDescriptor::new(family.0, family_options(*family, &cache));
+        let all = families::ALL.iter().chain(machine_families).map(descriptor);
+        let db = DB::open_cf_descriptors(&database_options(), path, all).map_err(|source| {
+            let message = source.to_string();
+            if message.contains("lock") && message.contains("LOCK") {
+                OpenError::InUse {
+                    path: path.to_owned(),
+                }
+            } else {
+                OpenError::Damaged {
+                    path: path.to_owned(),
+                    source,
+                }
+            }
+        })?;
+        let (closed, _) = watch::channel(());
+        let store = Store {
+            shared: Arc::new(Shared { db, closed }),
+        };
+        store.claim(path, owner)?;
+        Ok(store)
+    }
+
+    /// Writes the owner's name into a new database, and compares it in an old one.
+    fn claim(&self, path: &Path, owner: &str) -> Result<(), OpenError> {
+        let damaged = |source| OpenError::Damaged {
+            path: path.to_owned(),
+            source,
+        };
+        let key = [&u32::MAX.to_be_bytes()[..], b"owner"].concat();
+        match self
+            .shared
+            .db
+            .get_cf(self.handle(families::META), &key)
+            .map_err(damaged)?
+        {
+            Some(found) if found == owner.as_bytes() => Ok(()),
+            Some(found) => Err(OpenError::NotOurs {
+                path: path.to_owned(),
+                found: String::from_utf8_lossy(&found).into_owned(),
+                expected: owner.to_owned(),
+            }),
+            None => {
+                let mut durable = WriteOptions::default();
+                durable.set_sync(true);
+                self.shared
+                    .db
+                    .put_cf_opt(self.handle(families::META), &key, owner, &durable)
+                    .map_err(damaged)
+            }
+        }
+    }
+
+    fn handle(&self, family: Family) -> &ColumnFamily {
+        self.shared
+            .db
+            .cf_handle(family.0)
+            .expect("every family was named when the database was opened")
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// If the database cannot be read, or what it holds is damaged.
+    pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, StoreError> {
+        Ok(self.shared.db.get_pinned_cf(self.handle(family), key)?)
+    }
+
+    /// An iterator over the keys from `start` up to but not including `end`; not positioned yet.
+    pub fn iterate(&self, family: Family, start: &[u8], end: &[u8]) -> DBRawIterator<'_> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(start);
+        options.set_iterate_upper_bound(end);
+        self.shared.db.raw_iterator_cf_opt(self.handle(family), options)
+    }
+
+    /// Calls `visit` with every key and value from `start` up to but not including `end`, as of one
+    /// moment, until it returns false.
+    ///
+    /// # Errors
+    /// If the database cannot be read, or what it holds is damaged.
+    pub fn scan(
+        &self,
+        family: Family,
+        start: &[u8],
+        end: &[u8],
+        mut visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut rows = self.iterate(family, start, end);
+        rows.seek(start);
+        while let Some((key, value)) = rows.item() {
+            if !visit(key, value) {
+                break;
+            }
+            rows.next();
+        }
+        Ok(rows.status()?)
+    }
+
+    /// Adds a write to a batch.
+    pub(crate) fn put(&self, batch: &mut WriteBatch, family: Family, key: &[u8], value: &[u8]) {
+        batch.put_cf(self.handle(family), key, value);
+    }
+
+    /// Adds a deletion to a batch.
+    pub(crate) fn delete(&self, batch: &mut WriteBatch, family: Family, key: &[u8]) {
+        batch.delete_cf(self.handle(family), key);
+    }
+
+    /// Adds the deletion of a range to a batch.
+    pub(crate) fn delete_range(&self, batch: &mut WriteBatch, family: Family, start: &[u8], end: &[u8]) {
+        batch.delete_range_cf(self.handle(family), start, end);
+    }
+
+    /// Writes a batch, all or nothing. It survives the end of the process, but not a power cut
+    /// before the next [`Store::sync`].
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        Ok(self.shared.db.write(batch)?)
+    }
+
+    /// Makes everything that was written before durable. Writers go on meanwhile, which they could
+    /// not if the sync were part of a write.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        Ok(self.shared.db.flush_wal(true)?)
+    }
+
+    /// The database itself.
+    pub(crate) fn database(&self) -> &DB {
+        &self.shared.db
+    }
+
+    /// Gives this clone up, and returns when the last one is gone and the folder can be opened again.
+    pub async fn closed(self) {
+        let mut closed = self.shared.closed.subscribe();
+        drop(self);
+        // Nobody ever sends: an error means that the sender was dropped.
+        while closed.changed().await.is_ok() {}
+    }
+}
+
+/// The range of all keys that begin with a group's number.
+pub(crate) fn group_range(group: u32) -> ([u8; 4], [u8; 4]) {
+    (group.to_be_bytes(), (group + 1).to_be_bytes())
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // A record torn at the very end was never acknowledged; anything else that is damaged in the
+    // log must be seen, not skipped.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_track_and_verify_wals_in_manifest(true);
+    options.set_max_total_wal_size(512 << 20);
+    options.set_wal_bytes_per_sync(0);
+    options.set_bytes_per_sync(1 << 20);
+    options.set_max_background_jobs(2);
+    options.set_max_open_files(512);
+    options.set_keep_log_file_num(4);
+    options.set_max_log_file_size(16 << 20);
+    options
+}
+
+fn family_options(family: Family, cache: &Cache) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_bloom_filter(10.0, false);
+    table.set_block_size(16 << 10);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    let buffer = if family == families::META {
+        8 << 20
+    } else {
+        64 << 20
+    };
+    options.set_write_buffer_size(buffer);
+    options.set_max_write_buffer_number(4);
+    options
+}

@@ -1,0 +1,375 @@
+//! Groups on real RocksDB, over the in-memory network.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout};
+use troth_protocol::message::{Request, Response};
+use troth_protocol::net::memory::Network;
+use troth_protocol::net::{BoxFuture, Identity, Peer, Role, Service};
+use troth_protocol::{ClusterId, GroupId, NodeId, ShardId};
+use troth_replication::{
+    Batch, Committed, Directory, Family, Group, GroupConfig, Leadership, LogWriter, Machine, ProposeError,
+    Span, StartError, Store, Timing,
+};
+
+const DATA: Family = Family("data");
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Keeps every command under its index, and answers how many there are.
+struct Journal {
+    store: Store,
+    group: u32,
+    count: u64,
+}
+
+impl Journal {
+    fn new(store: &Store, group: GroupId) -> Journal {
+        Journal {
+            store: store.clone(),
+            group: group.to_u32(),
+            count: 0,
+        }
+    }
+
+    fn span(group: u32) -> Span {
+        Span {
+            family: DATA,
+            start: group.to_be_bytes().to_vec(),
+            end: (group + 1).to_be_bytes().to_vec(),
+        }
+    }
+}
+
+fn journal(store: &Store, group: GroupId) -> Vec<Vec<u8>> {
+    let span = Journal::span(group.to_u32());
+    let mut entries = Vec::new();
+    store
+        .scan(DATA, &span.start, &span.end, |_, value| {
+            entries.push(value.to_vec());
+            true
+        })
+        .expect("readable");
+    entries
+}
+
+impl Machine for Journal {
+    type Output = u64;
+
+    fn apply(
+        &mut self,
+        commands: &[(u64, &[u8])],
+        mut batch: Batch<'_>,
+    ) -> io::Result<(Vec<u64>, Committed)> {
+        let mut outputs = Vec::new();
+        for (index, command) in commands {
+            let key = [&self.group.to_be_bytes()[..], &index.to_be_bytes()].concat();
+            batch.put(DATA, &key, command);
+            self.count += 1;
+            outputs.push(self.count);
+        }
+        Ok((outputs, batch.commit()?))
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        vec![Journal::span(self.group)]
+    }
+
+    fn reload(&mut self) -> io::Result<()> {
+        let span = Journal::span(self.group);
+        self.count = 0;
+        self.store.scan(DATA, &span.start, &span.end, |_, _| {
+            self.count += 1;
+            true
+        })?;
+        Ok(())
+    }
+}
+
+struct Addresses;
+
+impl Directory for Addresses {
+    fn peer(&self, _: GroupId, node: NodeId) -> Option<Peer> {
+        Some(address(node))
+    }
+}
+
+fn address(node: NodeId) -> Peer {
+    Peer::participant(&format!("node-{node}"))
+}
+
+struct Member(Group<Journal>);
+
+impl Service for Member {
+    fn handle(&self, _: &Identity, request: Request, _: Instant) -> BoxFuture<'static, Response> {
+        let group = self.0.clone();
+        Box::pin(async move {
+            let Request::Raft(request) = request else {
+                panic!("only members talk here")
+            };
+            group
+                .step(request)
+                .await
+                .map_or_else(Response::Rejected, Response::Raft)
+        })
+    }
+}
+
+const GROUP: GroupId = GroupId::Shard(ShardId(3));
+
+async fn start(
+    network: &Network,
+    store: &Store,
+    writer: &LogWriter,
+    group: GroupId,
+    node: u64,
+    members: &[u64],
+    log_entries_max: u64,
+) -> Result<Group<Journal>, StartError> {
+    let node = NodeId(node);
+    let identity = Identity {
+        cluster: ClusterId::default(),
+        role: Role::Participant,
+        name: node.to_string(),
+    };
+    let config = GroupConfig {
+        group,
+        node,
+        members: members.iter().copied().map(NodeId).collect::<BTreeSet<_>>(),
+        transport: network.transport(identity),
+        directory: Arc::new(Addresses),
+        timing: Timing {
+            heartbeat: Duration::from_millis(50),
+            election: Duration::from_millis(300),
+        },
+        log_entries_max,
+    };
+    let started = Group::start(config, store, writer, Journal::new(store, group)).await?;
+    network.serve(address(node), Arc::new(Member(started.clone())));
+    Ok(started)
+}
+
+fn open(folder: &std::path::Path) -> Store {
+    Store::open(folder, "a test", &[DATA]).expect("a fresh folder")
+}
+
+async fn leads(group: &Group<Journal>) {
+    let mut leadership = group.leadership();
+    let leads = leadership.wait_for(|role| matches!(role, Leadership::Leader { .. }));
+    timeout(PATIENCE, leads)
+        .await
+        .expect("a leader in time")
+        .expect("the group runs");
+}
+
+async fn leader_of(groups: &[Group<Journal>]) -> usize {
+    let elected = groups.iter().map(|group| Box::pin(leads(group)));
+    futures_util::future::select_all(elected).await.1
+}
+
+fn command(number: u64) -> Bytes {
+    Bytes::from(format!("command {number}"))
+}
+
+async fn applied_everywhere(stores: &[Store], count: usize) {
+    let all = async {
+        while stores.iter().any(|store| journal(store, GROUP).len() < count) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, all).await.expect("all members apply in time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_of_one_keeps_what_it_acknowledged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for round in 0..3 {
+        let store = open(folder.path());
+        let writer = LogWriter::start(&store);
+        let group = start(&Network::new(), &store, &writer, GROUP, 1, &[1], 16)
+            .await
+            .expect("starts");
+        leads(&group).await;
+        for number in 0..40 {
+            let count = group.propose(command(number)).await.expect("alone, it leads");
+            assert_eq!(count, round * 40 + number + 1);
+        }
+        group.shutdown().await;
+        assert!(matches!(
+            group.propose(command(0)).await,
+            Err(ProposeError::Stopped(_))
+        ));
+        assert_eq!(journal(&store, GROUP).len() as u64, (round + 1) * 40);
+        drop((group, writer));
+        timeout(PATIENCE, store.closed())
+            .await
+            .expect("everybody lets go of the store");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_groups_share_one_store() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (store, network) = (open(folder.path()), Network::new());
+    let writer = LogWriter::start(&store);
+    let mut groups = Vec::new();
+    for shard in 0..8 {
+        let id = GroupId::Shard(ShardId(shard));
+        groups.push(
+            start(&network, &store, &writer, id, 1, &[1], 1000)
+                .await
+                .expect("starts"),
+        );
+    }
+    let proposals = groups.iter().enumerate().map(async |(at, group)| {
+        leads(group).await;
+        for number in 0..20 * (at as u64 + 1) {
+            group.propose(command(number)).await.expect("it leads");
+        }
+    });
+    futures_util::future::join_all(proposals).await;
+    for (at, group) in groups.iter().enumerate() {
+        assert_eq!(journal(&store, group.id()).len(), 20 * (at + 1));
+        group.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_members_agree_and_survive_their_leader() {
+    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a folder")).collect();
+    let stores: Vec<Store> = folders.iter().map(|folder| open(folder.path())).collect();
+    let network = Network::new();
+    let mut groups = Vec::new();
+    for (at, store) in stores.iter().enumerate() {
+        let writer = LogWriter::start(store);
+        let node = at as u64 + 1;
+        groups.push(
+            start(&network, store, &writer, GROUP, node, &[1, 2, 3], 1000)
+                .await
+                .expect("starts"),
+        );
+    }
+    let first = leader_of(&groups).await;
+    for number in 0..50 {
+        groups[first].propose(command(number)).await.expect("it leads");
+    }
+    applied_everywhere(&stores, 50).await;
+
+    let follower = &groups[(first + 1) % 3];
+    let refused = follower.propose(command(0)).await;
+    assert_eq!(
+        refused,
+        Err(ProposeError::NotLeader {
+            leader: Some(NodeId(first as u64 + 1))
+        })
+    );
+
+    network.remove(&address(NodeId(first as u64 + 1)));
+    groups[first].shutdown().await;
+    let old = groups.remove(first);
+    let second = leader_of(&groups).await;
+    groups[second].read_barrier().await.expect("it leads");
+    let count = groups[second].propose(command(50)).await.expect("it leads");
+    assert_eq!(count, 51, "nothing acknowledged is lost");
+    drop(old);
+    for group in groups {
+        group.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_far_behind_gets_a_snapshot() {
+    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a folder")).collect();
+    let stores: Vec<Store> = folders.iter().map(|folder| open(folder.path())).collect();
+    let network = Network::new();
+    let mut groups = Vec::new();
+    for (at, store) in stores.iter().take(2).enumerate() {
+        let writer = LogWriter::start(store);
+        let node = at as u64 + 1;
+        groups.push(
+            start(&network, store, &writer, GROUP, node, &[1, 2, 3], 20)
+                .await
+                .expect("starts"),
+        );
+    }
+    let leader = leader_of(&groups).await;
+    // More than one piece of a snapshot, and far more than the log keeps.
+    let large = Bytes::from(vec![7; 40 << 10]);
+    for _ in 0..100 {
+        groups[leader].propose(large.clone()).await.expect("it leads");
+    }
+    let writer = LogWriter::start(&stores[2]);
+    groups.push(
+        start(&network, &stores[2], &writer, GROUP, 3, &[1, 2, 3], 20)
+            .await
+            .expect("starts"),
+    );
+    applied_everywhere(&stores[2..], 100).await;
+    groups[leader].propose(command(1)).await.expect("it leads");
+    applied_everywhere(&stores, 101).await;
+    assert_eq!(journal(&stores[2], GROUP), journal(&stores[leader], GROUP));
+    for group in groups {
+        group.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_entry_stops_the_group_before_it_serves() {
+    let folder = tempfile::tempdir().expect("a folder");
+    {
+        let store = open(folder.path());
+        let writer = LogWriter::start(&store);
+        let group = start(&Network::new(), &store, &writer, GROUP, 1, &[1], 1000)
+            .await
+            .expect("starts");
+        leads(&group).await;
+        for number in 0..10 {
+            group.propose(command(number)).await.expect("it leads");
+        }
+        group.shutdown().await;
+        drop((group, writer));
+        timeout(PATIENCE, store.closed())
+            .await
+            .expect("everybody lets go of the store");
+    }
+    let key = [&GROUP.to_u32().to_be_bytes()[..], &5u64.to_be_bytes()].concat();
+    damage(folder.path(), &key, |value| value[20] ^= 1);
+    let store = open(folder.path());
+    let writer = LogWriter::start(&store);
+    let error = start(&Network::new(), &store, &writer, GROUP, 1, &[1], 1000)
+        .await
+        .err()
+        .expect("refused");
+    assert!(error.to_string().contains("checksum of entry 5"), "{error}");
+}
+
+fn damage(folder: &std::path::Path, key: &[u8], change: impl Fn(&mut Vec<u8>)) {
+    let options = rocksdb::Options::default();
+    let families = ["default", "meta", "log", "staging", "data"];
+    let db = rocksdb::DB::open_cf(&options, folder, families).expect("opens");
+    let log = db.cf_handle("log").expect("there");
+    let mut value = db.get_cf(log, key).expect("readable").expect("an entry");
+    change(&mut value);
+    db.put_cf(log, key, value).expect("writable");
+}
+
+#[test]
+fn a_folder_of_somebody_else_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    drop(Store::open(folder.path(), "node 1 of cluster a", &[]).expect("fresh"));
+    let error = Store::open(folder.path(), "node 1 of cluster b", &[])
+        .err()
+        .expect("refused")
+        .to_string();
+    assert!(error.contains("belongs to node 1 of cluster a"), "{error}");
+    let first = Store::open(folder.path(), "node 1 of cluster a", &[]).expect("its own");
+    let error = Store::open(folder.path(), "node 1 of cluster a", &[])
+        .err()
+        .expect("refused")
+        .to_string();
+    assert!(error.contains("in use by another process"), "{error}");
+    drop(first);
+}
