@@ -8,6 +8,7 @@
 //! | [`wire`] | how a message becomes bytes: header, bounds, checksum, validated once at the door |
 //! | [`net`] | carrying frames: the [`net::Transport`] trait, QUIC with mutual TLS, and in memory |
 //! | [`routing`] | calling the leader of a group: redirects, deadlines, jittered backoff |
+//! | `process` | what the servers share: configuration files, logging, signals (feature `process`) |
 //! | [`clock`] | the only place that reads the wall clock |
 //!
 //! Nothing here touches a disk. The pure modules (all but [`net`], [`routing`] and [`clock`])
@@ -20,6 +21,8 @@ pub mod key;
 pub mod limits;
 pub mod message;
 pub mod net;
+#[cfg(feature = "process")]
+pub mod process;
 pub mod reject;
 pub mod ring;
 pub mod routing;

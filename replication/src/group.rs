@@ -6,11 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use openraft::errors::{
     ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
 };
+use openraft::impls::ProgressResponder;
 use openraft::raft::linearizable_read::LinearizerOption;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, ClientWriteResult, TransferLeaderRequest, VoteRequest,
+};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
@@ -113,7 +117,10 @@ pub enum ProposeError {
     /// Leadership was lost after the command was written. It may be applied later, or never.
     #[error("leadership was lost before the command was committed")]
     Unknown,
-    /// The member has stopped.
+    /// Too many commands wait. This one is in no log.
+    #[error("too many commands wait")]
+    Overloaded,
+    /// The member has stopped. What it was about to do may be done after it starts again, or never.
     #[error("the group has stopped: {0}")]
     Stopped(String),
 }
@@ -122,8 +129,8 @@ impl From<ProposeError> for Reject {
     fn from(error: ProposeError) -> Reject {
         match error {
             ProposeError::NotLeader { leader } => Reject::NotLeader { leader },
-            ProposeError::Unknown => Reject::Deposed,
-            ProposeError::Stopped(_) => Reject::ShuttingDown,
+            ProposeError::Unknown | ProposeError::Stopped(_) => Reject::Deposed,
+            ProposeError::Overloaded => Reject::overloaded(Duration::from_millis(50)),
         }
     }
 }
@@ -155,6 +162,15 @@ struct Inner<M: Machine> {
     leadership: watch::Receiver<Leadership>,
     incoming: Mutex<Option<Incoming>>,
     watcher: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl<M: Machine> Inner<M> {
+    fn hint(&self, forward: &ForwardToLeader<Types>) -> Option<NodeId> {
+        forward
+            .leader_id
+            .map(NodeId)
+            .filter(|leader| *leader != self.node)
+    }
 }
 
 impl<M: Machine> Group<M> {
@@ -217,6 +233,11 @@ impl<M: Machine> Group<M> {
         self.inner.group
     }
 
+    /// This member.
+    pub fn node(&self) -> NodeId {
+        self.inner.node
+    }
+
     /// The role of this member, now and from now on.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership.clone()
@@ -233,33 +254,31 @@ impl<M: Machine> Group<M> {
             .map_or(0, |id| id.index)
     }
 
-    /// Proposes a command, and waits until it is committed and applied here.
-    ///
-    /// Not cancel-safe in that a dropped future leaves open whether the command was proposed.
+    /// Proposes a command. Commands enter the log in the order of these calls; it does not wait, so
+    /// a caller may hold a lock to fix that order.
     ///
     /// # Errors
-    /// [`ProposeError::NotLeader`] means that it will never be applied; the others leave that open.
+    /// [`ProposeError::Overloaded`] if too many wait already, [`ProposeError::Stopped`]; the command
+    /// was not proposed then.
+    pub fn submit(&self, command: Bytes) -> Result<Proposal<M>, ProposeError> {
+        let (responder, answer) = ProgressResponder::complete_only();
+        let sending = self.inner.raft.client_write_ff(Command(command), Some(responder));
+        match tokio::task::unconstrained(sending).now_or_never() {
+            Some(Ok(())) => Ok(Proposal {
+                inner: self.inner.clone(),
+                answer,
+            }),
+            Some(Err(error)) => Err(ProposeError::Stopped(error.to_string())),
+            None => Err(ProposeError::Overloaded),
+        }
+    }
+
+    /// Proposes a command, and waits until it is committed and applied here.
+    ///
+    /// # Errors
+    /// See [`Proposal::output`] and [`Group::submit`].
     pub async fn propose(&self, command: Bytes) -> Result<M::Output, ProposeError> {
-        let response = self
-            .inner
-            .raft
-            .client_write(Command(command))
-            .await
-            .map_err(|error| match error {
-                RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => ProposeError::NotLeader {
-                    leader: self.hint(&forward),
-                },
-                RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ProposeError::Unknown,
-                RaftError::APIError(error @ ClientWriteError::ChangeMembershipError(_))
-                | RaftError::APIError(error @ ClientWriteError::PreconditionFailed(_)) => {
-                    ProposeError::Stopped(error.to_string())
-                }
-                RaftError::Fatal(error) => ProposeError::Stopped(error.to_string()),
-            })?;
-        let output = response.data.0.expect("every command has an output");
-        Ok(*output
-            .downcast::<M::Output>()
-            .expect("the machine of this group made it"))
+        self.submit(command)?.output().await
     }
 
     /// Returns when it is certain that this member led at some moment after the call, and has
@@ -425,6 +444,40 @@ impl<M: Machine> Group<M> {
         if let Some(watcher) = watcher {
             let _ = watcher.await;
         }
+    }
+}
+
+/// A command on its way through the log.
+pub struct Proposal<M: Machine> {
+    inner: Arc<Inner<M>>,
+    answer: openraft::type_config::alias::OneshotReceiverOf<Types, ClientWriteResult<Types>>,
+}
+
+impl<M: Machine> Proposal<M> {
+    /// Waits until the command is committed and applied here. Dropping the future changes nothing
+    /// about that.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`] means that the command will never be applied;
+    /// [`ProposeError::Unknown`] and [`ProposeError::Stopped`] leave that open.
+    pub async fn output(self) -> Result<M::Output, ProposeError> {
+        let answer = self
+            .answer
+            .await
+            .map_err(|_| ProposeError::Stopped("it has ended".into()))?;
+        let response =
+            answer.map_err(|error| match error {
+                ClientWriteError::ForwardToLeader(forward) => ProposeError::NotLeader {
+                    leader: self.inner.hint(&forward),
+                },
+                ClientWriteError::LogEntryDiscarded(_) => ProposeError::Unknown,
+                error @ (ClientWriteError::ChangeMembershipError(_)
+                | ClientWriteError::PreconditionFailed(_)) => ProposeError::Stopped(error.to_string()),
+            })?;
+        let output = response.data.0.expect("every command has an output");
+        Ok(*output
+            .downcast::<M::Output>()
+            .expect("the machine of this group made it"))
     }
 }
 

@@ -29,8 +29,8 @@ mod rocks;
 mod snapshot;
 mod types;
 
-pub use group::{Group, GroupConfig, Leadership, ProposeError, StartError, Timing};
+pub use group::{Group, GroupConfig, Leadership, Proposal, ProposeError, StartError, Timing};
 pub use log::LogWriter;
 pub use machine::{Batch, Committed, Machine, Span};
 pub use network::Directory;
-pub use rocks::{Family, OpenError, Store, StoreError, families};
+pub use rocks::{Family, OpenError, Reach, Store, StoreError, families};

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBPinnableSlice, DBRawIterator,
-    DBRecoveryMode, Options, ReadOptions, WriteBatch, WriteOptions,
+    DBRecoveryMode, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions,
 };
 use tokio::sync::watch;
+
+use crate::machine::Batch;
 
 /// A column family, by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,14 +31,36 @@ pub mod families {
     pub(crate) const ALL: [Family; 3] = [META, LOG, STAGING];
 }
 
+/// How far a read may go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// Only what is in memory, so that a task that must not wait for a disk may read. Where that is
+    /// not enough the read fails with [`StoreError::is_out_of_reach`].
+    Memory,
+    /// Wherever it is.
+    Disk,
+}
+
 /// RocksDB failed. Whoever sees one must not go on as if the write had happened.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("storage: {0}")]
 pub struct StoreError(#[from] pub rocksdb::Error);
 
+impl StoreError {
+    /// Whether the read would have succeeded with [`Reach::Disk`].
+    pub fn is_out_of_reach(&self) -> bool {
+        self.0.kind() == rocksdb::ErrorKind::Incomplete
+    }
+}
+
 impl From<StoreError> for io::Error {
+    /// [`io::ErrorKind::WouldBlock`] for a read that is out of reach.
     fn from(error: StoreError) -> io::Error {
-        io::Error::other(error)
+        if error.is_out_of_reach() {
+            io::Error::new(io::ErrorKind::WouldBlock, error)
+        } else {
+            io::Error::other(error)
+        }
     }
 }
 
@@ -179,8 +203,11 @@ impl Store {
     }
 
     /// An iterator over the keys from `start` up to but not including `end`; not positioned yet.
-    pub fn iterate(&self, family: Family, start: &[u8], end: &[u8]) -> DBRawIterator<'_> {
+    pub fn iterate(&self, family: Family, start: &[u8], end: &[u8], reach: Reach) -> DBRawIterator<'_> {
         let mut options = ReadOptions::default();
+        if reach == Reach::Memory {
+            options.set_read_tier(ReadTier::BlockCache);
+        }
         options.set_iterate_lower_bound(start);
         options.set_iterate_upper_bound(end);
         self.shared.db.raw_iterator_cf_opt(self.handle(family), options)
@@ -198,7 +225,7 @@ impl Store {
         end: &[u8],
         mut visit: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError> {
-        let mut rows = self.iterate(family, start, end);
+        let mut rows = self.iterate(family, start, end, Reach::Disk);
         rows.seek(start);
         while let Some((key, value)) = rows.item() {
             if !visit(key, value) {
@@ -207,6 +234,11 @@ impl Store {
             rows.next();
         }
         Ok(rows.status()?)
+    }
+
+    /// A new batch, for what is not replicated.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch::new(self)
     }
 
     /// Adds a write to a batch.

@@ -1,0 +1,277 @@
+//! What an operator sets for a participant: a TOML file, and flags that override it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
+use troth_protocol::net::quic::QuicConfig;
+use troth_protocol::process::{self, ConfigError, LogSection, NetworkSection, Source, TlsSection};
+use troth_protocol::ring::WEIGHT_MAX;
+use troth_replication::Timing;
+
+/// The file, key by key. What is left out has the default of [`Config`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// This node's number; unique among participants, and never changed.
+    pub id: Option<u64>,
+    /// Where to listen: `host:port`; port 0: the system chooses one.
+    pub listen: Option<String>,
+    /// Where others find this node, if not where it listens: `host:port`.
+    pub advertise: Option<String>,
+    /// The data folder.
+    pub data: Option<PathBuf>,
+    /// What fails together with this node: a rack, a building.
+    pub zone: Option<String>,
+    /// This node's share of the shards, relative to others: 1 to 100.
+    pub weight: Option<u32>,
+    /// Some of the coordinators: `host:port` each.
+    pub coordinators: Option<Vec<String>>,
+    /// Certificates.
+    pub tls: Option<TlsSection>,
+    /// What to log, and how.
+    #[serde(default)]
+    pub log: LogSection,
+    /// How to talk to others.
+    #[serde(default)]
+    pub network: NetworkSection,
+    /// How long things are kept.
+    #[serde(default)]
+    pub retention: RetentionSection,
+    /// How patient the replicas of a shard are with each other.
+    #[serde(default)]
+    pub raft: RaftSection,
+}
+
+/// How long things are kept.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionSection {
+    /// A version that was overwritten stays readable this long; seconds. Must exceed the age that
+    /// transactions may reach.
+    pub versions_s: Option<u64>,
+    /// Outcomes stay answerable this long; seconds.
+    pub outcomes_s: Option<u64>,
+}
+
+/// How patient the members of a Raft group are with each other.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RaftSection {
+    /// A leader gives a sign of life this often; milliseconds.
+    pub heartbeat_ms: Option<u64>,
+    /// A member that hears nothing for this long asks to be elected; milliseconds.
+    pub election_ms: Option<u64>,
+    /// The log is cut after this many entries.
+    pub log_entries: Option<u64>,
+}
+
+impl RaftSection {
+    /// The timing and log length that this says.
+    ///
+    /// # Errors
+    /// If they make no sense.
+    pub fn resolve(&self, source: &Source) -> Result<(Timing, u64), ConfigError> {
+        let mut timing = Timing::default();
+        if let Some(millis) = self.heartbeat_ms {
+            timing.heartbeat = Duration::from_millis(millis);
+        }
+        if let Some(millis) = self.election_ms {
+            timing.election = Duration::from_millis(millis);
+        }
+        if timing.heartbeat.is_zero() || timing.election < 3 * timing.heartbeat {
+            let reason = format!(
+                "{} ms must be at least three times heartbeat_ms, which is {}",
+                timing.election.as_millis(),
+                timing.heartbeat.as_millis()
+            );
+            return Err(source.error("raft.election_ms", reason));
+        }
+        let log_entries = self.log_entries.unwrap_or(10_000);
+        if !(100..=10_000_000).contains(&log_entries) {
+            return Err(source.error("raft.log_entries", "must be from 100 to 10000000"));
+        }
+        Ok((timing, log_entries))
+    }
+}
+
+/// A participant's configuration, complete and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's number.
+    pub id: u64,
+    /// Where to listen, and how to talk.
+    pub quic: QuicConfig,
+    /// Where others find this node; `None`: where it listens.
+    pub advertise: Option<String>,
+    /// The data folder.
+    pub data: PathBuf,
+    /// What fails together with this node.
+    pub zone: String,
+    /// This node's share of the shards.
+    pub weight: u32,
+    /// Some of the coordinators.
+    pub coordinators: Vec<String>,
+    /// How long overwritten versions stay readable.
+    pub version_retention: Duration,
+    /// How long outcomes stay answerable.
+    pub outcome_retention: Duration,
+    /// How often old versions and outcomes are looked for.
+    pub retire_interval: Duration,
+    /// How patient replicas are with each other.
+    pub timing: Timing,
+    /// A log is cut after this many entries.
+    pub log_entries_max: u64,
+}
+
+impl Config {
+    /// A configuration with defaults for everything that has one.
+    pub fn new(id: u64, data: impl Into<PathBuf>, coordinators: Vec<String>) -> Config {
+        Config {
+            id,
+            quic: QuicConfig::default(),
+            advertise: None,
+            data: data.into(),
+            zone: String::new(),
+            weight: 1,
+            coordinators,
+            version_retention: VERSION_RETENTION,
+            outcome_retention: OUTCOME_RETENTION,
+            retire_interval: Duration::from_secs(10),
+            timing: Timing::default(),
+            log_entries_max: 10_000,
+        }
+    }
+}
+
+impl File {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Names the line and what would be right.
+    pub fn load(path: &Path) -> Result<(File, Source), ConfigError> {
+        process::load(path)
+    }
+
+    /// Checks everything, and fills in defaults.
+    ///
+    /// # Errors
+    /// Names the key, its line, and what would be right.
+    pub fn resolve(&self, source: &Source) -> Result<Config, ConfigError> {
+        let missing =
+            |key: &str, example: &str| source.error(key, format!("is missing; for example: {example}"));
+        let id = self.id.ok_or_else(|| missing("id", "id = 1"))?;
+        if id == 0 {
+            return Err(source.error("id", "must be 1 or more"));
+        }
+        let data = self
+            .data
+            .clone()
+            .ok_or_else(|| missing("data", "data = \"/var/lib/troth\""))?;
+        let coordinators = self.coordinators.clone().unwrap_or_default();
+        if coordinators.is_empty() {
+            return Err(missing("coordinators", "coordinators = [\"127.0.0.1:7450\"]"));
+        }
+        if let Some(wrong) = coordinators.iter().find(|address| !address.contains(':')) {
+            return Err(source.error("coordinators", format!("{wrong:?} has no port; write host:port")));
+        }
+        let listen = self.listen.as_deref().unwrap_or("127.0.0.1:7460");
+        let quic = self.network.quic(listen, source)?;
+        if quic.bind.ip().is_unspecified() && self.advertise.is_none() {
+            let reason = format!("is needed when listen is {listen}, which others cannot call");
+            return Err(source.error("advertise", reason));
+        }
+        let weight = self.weight.unwrap_or(1);
+        if weight == 0 || weight > WEIGHT_MAX {
+            return Err(source.error("weight", format!("must be from 1 to {WEIGHT_MAX}")));
+        }
+        let (timing, log_entries_max) = self.raft.resolve(source)?;
+        let seconds = |value: Option<u64>, default| value.map_or(default, Duration::from_secs);
+        let version_retention = seconds(self.retention.versions_s, VERSION_RETENTION);
+        let outcome_retention = seconds(self.retention.outcomes_s, OUTCOME_RETENTION);
+        if version_retention <= TXN_AGE_MAX {
+            let reason = format!(
+                "must exceed {}, the age that a transaction may reach",
+                TXN_AGE_MAX.as_secs()
+            );
+            return Err(source.error("retention.versions_s", reason));
+        }
+        if outcome_retention < version_retention {
+            let reason = format!(
+                "must be at least versions_s, which is {}",
+                version_retention.as_secs()
+            );
+            return Err(source.error("retention.outcomes_s", reason));
+        }
+        Ok(Config {
+            quic,
+            advertise: self.advertise.clone(),
+            zone: self.zone.clone().unwrap_or_default(),
+            weight,
+            version_retention,
+            outcome_retention,
+            timing,
+            log_entries_max,
+            ..Config::new(id, data, coordinators)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("node.toml");
+        std::fs::write(&path, text).expect("writable");
+        let error = File::load(&path)
+            .and_then(|(file, source)| file.resolve(&source))
+            .expect_err(text)
+            .to_string();
+        let error = error.replace(path.to_str().expect("a plain path"), "node.toml");
+        assert_eq!(error, expected);
+    }
+
+    const GOOD: &str = "id = 1\ndata = \"/tmp/x\"\ncoordinators = [\"127.0.0.1:1\"]\n";
+
+    #[test]
+    fn wrong_configurations_are_refused_with_line_and_fix() {
+        let with = |line: &str| format!("{GOOD}{line}\n");
+        check("data = \"x\"\n", "id: is missing; for example: id = 1");
+        check(&with("weight = 0"), "node.toml:4: weight: must be from 1 to 100");
+        check(
+            &with("wait = 0"),
+            "node.toml:4: unknown field `wait`, expected one of `id`, `listen`, `advertise`, `data`, `zone`, `weight`, `coordinators`, `tls`, `log`, `network`, `retention`, `raft`",
+        );
+        check(
+            &with("weight = \"much\""),
+            "node.toml:4: invalid type: string \"much\", expected u32",
+        );
+        check(
+            &with("[raft]\nheartbeat_ms = 100\nelection_ms = 200"),
+            "node.toml:6: raft.election_ms: 200 ms must be at least three times heartbeat_ms, which is 100",
+        );
+        check(
+            &with("[retention]\nversions_s = 60"),
+            "node.toml:5: retention.versions_s: must exceed 300, the age that a transaction may reach",
+        );
+        check(
+            &with("listen = \"0.0.0.0:1\""),
+            "advertise: is needed when listen is 0.0.0.0:1, which others cannot call",
+        );
+        check(
+            "id = \n",
+            "node.toml:1: string values must be quoted, expected literal string",
+        );
+    }
+
+    #[test]
+    fn a_short_configuration_is_enough() {
+        let file: File = toml::from_str(GOOD).expect("well-formed");
+        let config = file.resolve(&Source::default()).expect("complete");
+        assert_eq!((config.id, config.weight), (1, 1));
+        assert_eq!(config.quic.bind.port(), 7460);
+    }
+}

@@ -1,0 +1,353 @@
+//! The shards of a process, and its place in the cluster.
+//!
+//! A node makes itself known to the coordinators again and again, as a sign of life, and learns the
+//! cluster map in return. It holds a replica of every shard that the map gives it. The last map is
+//! kept on disk, so that a node can start while no coordinator can be reached.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use troth_protocol::clock::Clock;
+use troth_protocol::message::admin::{self, ParticipantStatus};
+use troth_protocol::message::{Request, Response, coordinator};
+use troth_protocol::net::{BoxFuture, Identity, Peer, Service};
+use troth_protocol::routing::{Resend, Router};
+use troth_protocol::wire::{decode, encode};
+use troth_protocol::{
+    ClusterId, ClusterMap, GroupId, MapEpoch, Node as NodeRecord, NodeId, Reject, ShardId, Timestamp,
+};
+use troth_replication::{Directory, GroupConfig, LogWriter, StartError, Store, families::META};
+
+use crate::config::Config;
+use crate::mvcc::gc;
+use crate::shard::Shard;
+
+/// How often a node makes itself known: while it waits for the first map, and after.
+const REGISTER_EAGERLY: Duration = Duration::from_millis(50);
+const REGISTER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Versions that one step of garbage collection looks at.
+const COLLECT_STEP: usize = 20_000;
+
+/// A node with its shards.
+pub struct Node {
+    config: Config,
+    cluster: ClusterId,
+    record: NodeRecord,
+    store: Store,
+    writer: LogWriter,
+    router: Arc<Router>,
+    clock: Clock,
+    shards: RwLock<BTreeMap<ShardId, Shard>>,
+    failure: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Where the replicas of shards are, by the newest map.
+struct MapDirectory(Arc<Router>);
+
+impl Directory for MapDirectory {
+    fn peer(&self, _: GroupId, node: NodeId) -> Option<Peer> {
+        self.0
+            .map()
+            .node(node)
+            .map(|node| Peer::participant(&node.address))
+    }
+}
+
+fn map_key() -> Vec<u8> {
+    [&u32::MAX.to_be_bytes()[..], b"map"].concat()
+}
+
+impl Node {
+    /// Starts the shards that this node had, and begins to make itself known.
+    ///
+    /// # Errors
+    /// If what is stored is damaged, or the store cannot be read.
+    pub async fn start(
+        config: Config,
+        cluster: ClusterId,
+        address: String,
+        store: Store,
+        router: Arc<Router>,
+        clock: Clock,
+    ) -> Result<Arc<Node>, StartError> {
+        let record = NodeRecord {
+            id: NodeId(config.id),
+            address,
+            zone: config.zone.clone(),
+            weight: config.weight,
+        };
+        let writer = LogWriter::start(&store);
+        let node = Arc::new(Node {
+            config,
+            cluster,
+            record,
+            store,
+            writer,
+            router,
+            clock,
+            shards: RwLock::default(),
+            failure: watch::channel(None).0,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        if let Some(map) = node.stored_map()? {
+            node.router.learn(map);
+            node.start_shards().await?;
+        }
+        node.tasks.spawn(node.clone().stay_registered());
+        node.tasks.spawn(node.clone().retire());
+        Ok(node)
+    }
+
+    /// Why this node cannot go on, once it cannot.
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.failure.subscribe()
+    }
+
+    /// Stops all shards. What was acknowledged stays.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        let shards: Vec<Shard> = std::mem::take(&mut *self.shards.write()).into_values().collect();
+        futures_util::future::join_all(shards.iter().map(Shard::shutdown)).await;
+    }
+
+    fn stored_map(&self) -> io::Result<Option<ClusterMap>> {
+        let Some(record) = self.store.get(META, &map_key())? else {
+            return Ok(None);
+        };
+        let map = decode(&record).map_err(|error| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the stored cluster map is damaged: {error}"),
+            )
+        })?;
+        Ok(Some(map))
+    }
+
+    fn keep_map(&self, map: &ClusterMap) -> io::Result<()> {
+        let mut batch = self.store.batch();
+        batch.put(META, &map_key(), &encode(map));
+        batch.commit()?;
+        Ok(())
+    }
+
+    /// Starts a replica of every shard that the map gives this node and that it does not have yet.
+    async fn start_shards(&self) -> Result<(), StartError> {
+        let map = self.router.map();
+        for shard in (0..map.shards).map(ShardId) {
+            let replicas = map.replicas_of(shard);
+            if !replicas.contains(&self.record.id) || self.shards.read().contains_key(&shard) {
+                continue;
+            }
+            let config = GroupConfig {
+                group: GroupId::Shard(shard),
+                node: self.record.id,
+                members: replicas.iter().copied().collect(),
+                transport: self.router.transport().clone(),
+                directory: Arc::new(MapDirectory(self.router.clone())),
+                timing: self.config.timing,
+                log_entries_max: self.config.log_entries_max,
+            };
+            let started = Shard::start(
+                shard,
+                config,
+                &self.store,
+                &self.writer,
+                &self.router,
+                &self.clock,
+            )
+            .await?;
+            self.shards.write().insert(shard, started);
+        }
+        Ok(())
+    }
+
+    async fn stay_registered(self: Arc<Node>) {
+        loop {
+            let known = self.router.map().epoch;
+            let interval = if known == MapEpoch(0) {
+                REGISTER_EAGERLY
+            } else {
+                REGISTER_INTERVAL
+            };
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = self.register(known) => {}
+            }
+            if let Some(reason) = self.first_failure() {
+                self.failure.send_replace(Some(reason));
+                return;
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = sleep(interval) => {}
+            }
+        }
+    }
+
+    async fn register(&self, known: MapEpoch) {
+        let request = coordinator::Request::Register {
+            node: self.record.clone(),
+            known,
+        };
+        let deadline = Instant::now() + Duration::from_secs(2);
+        match self
+            .router
+            .coordinator(request, Resend::Idempotent, deadline)
+            .await
+        {
+            Ok(coordinator::Response::Map(map)) => {
+                let kept = self.keep_map(&map).map_err(StartError::from);
+                self.router.learn(map);
+                let started = match kept {
+                    Ok(()) => self.start_shards().await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = started {
+                    self.failure.send_replace(Some(error.to_string()));
+                }
+            }
+            Ok(coordinator::Response::MapUnchanged) => {}
+            Ok(_) => tracing::warn!("the coordinator answered something else than a map"),
+            Err(error) => tracing::debug!(%error, "cannot register now"),
+        }
+    }
+
+    fn first_failure(&self) -> Option<String> {
+        self.shards.read().values().find_map(Shard::failure)
+    }
+
+    /// Gives up old versions and outcomes, now and then.
+    async fn retire(self: Arc<Node>) {
+        let mut collected: BTreeMap<ShardId, (Timestamp, Timestamp)> = BTreeMap::new();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = sleep(self.config.retire_interval) => {}
+            }
+            let round = self.retire_once(&mut collected);
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                result = round => if let Err(error) = result {
+                    tracing::error!(%error, "cannot collect old versions");
+                }
+            }
+        }
+    }
+
+    async fn retire_once(&self, collected: &mut BTreeMap<ShardId, (Timestamp, Timestamp)>) -> io::Result<()> {
+        let request = coordinator::Request::Timestamps { count: 1 };
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let now = match self
+            .router
+            .coordinator(request, Resend::Idempotent, deadline)
+            .await
+        {
+            Ok(coordinator::Response::Timestamps { first, .. }) => first,
+            Ok(_) | Err(_) => return Ok(()),
+        };
+        let shards: Vec<(ShardId, Shard)> = self
+            .shards
+            .read()
+            .iter()
+            .map(|(id, shard)| (*id, shard.clone()))
+            .collect();
+        for (id, shard) in shards {
+            let safe_point = now.minus(self.config.version_retention);
+            shard
+                .retire(safe_point, now.minus(self.config.outcome_retention))
+                .await;
+            let reached = (shard.safe_point(), shard.last_commit());
+            let before = collected.get(&id).copied().unwrap_or_default();
+            // Nothing to forget if nothing was written since the safe point of the last time.
+            if reached.0 > before.0 && reached.1 > before.0 {
+                self.collect(id, reached.0).await?;
+                collected.insert(id, reached);
+            }
+        }
+        Ok(())
+    }
+
+    async fn collect(&self, shard: ShardId, safe_point: Timestamp) -> io::Result<()> {
+        let mut next = None;
+        let mut total = 0;
+        loop {
+            let store = self.store.clone();
+            let step = spawn_blocking(move || {
+                let mut batch = store.batch();
+                let (next, removed) = gc::collect(&store, shard, safe_point, next, COLLECT_STEP, &mut batch)?;
+                batch.commit()?;
+                Ok::<_, io::Error>((next, removed))
+            });
+            let (after, removed) = step.await.map_err(io::Error::other)??;
+            total += removed;
+            next = after;
+            if next.is_none() {
+                break;
+            }
+        }
+        if total > 0 {
+            tracing::debug!(%shard, removed = total, "collected old versions");
+        }
+        Ok(())
+    }
+
+    fn shard(&self, id: ShardId) -> Result<Shard, Reject> {
+        let shard = self.shards.read().get(&id).cloned();
+        shard.ok_or_else(|| Reject::StaleMap {
+            epoch: self.router.map().epoch,
+        })
+    }
+
+    fn status(&self) -> ParticipantStatus {
+        ParticipantStatus {
+            cluster: self.cluster,
+            id: self.record.id,
+            version: env!("CARGO_PKG_VERSION").into(),
+            map_epoch: self.router.map().epoch,
+            shards: self.shards.read().values().map(Shard::status).collect(),
+        }
+    }
+}
+
+/// Answers for a node.
+pub struct Front(pub Arc<Node>);
+
+impl Service for Front {
+    fn handle(&self, _: &Identity, request: Request, deadline: Instant) -> BoxFuture<'static, Response> {
+        let node = self.0.clone();
+        Box::pin(async move {
+            let answer = match request {
+                Request::Shard { shard, request } => match node.shard(shard) {
+                    Ok(shard) => shard.handle(request, deadline).await.map(Response::Shard),
+                    Err(reject) => Err(reject),
+                },
+                Request::Raft(request) => match request.group {
+                    GroupId::Shard(shard) => match node.shard(shard) {
+                        Ok(shard) => shard.group().step(request).await.map(Response::Raft),
+                        Err(reject) => Err(reject),
+                    },
+                    GroupId::Coordinator => Err(Reject::malformed("this is a participant")),
+                },
+                Request::Admin(admin::Request::Status) => {
+                    Ok(Response::Admin(admin::Response::Participant(node.status())))
+                }
+                Request::Coordinator(_) => Err(Reject::malformed("this is a participant, not a coordinator")),
+            };
+            answer.unwrap_or_else(Response::Rejected)
+        })
+    }
+}
