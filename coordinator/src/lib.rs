@@ -1,1 +1,31 @@
-//! x
+//! The coordinator: it tells the time, runs two-phase commit, and remembers what was decided.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`command`] | everything that may enter the coordinators' log |
+//! | [`state`] | what the log leads to: ceiling, decisions, nodes, cluster map |
+//! | [`leader`] | what only the leader knows: transactions in flight, who waits for what |
+//! | [`oracle`], [`commit`], [`finish`], [`recovery`] | the leader's parts: time, votes, second phase, what earlier leaders left |
+//! | [`machine`] | the state in RocksDB |
+//! | [`driver`] | performs: proposes, calls shards, answers |
+//! | [`config`], [`server`] | one process |
+//!
+//! All but the last three rows are pure: they never read a clock, a socket or a disk.
+
+pub mod command;
+pub mod commit;
+pub mod config;
+pub mod driver;
+pub mod finish;
+pub mod leader;
+pub mod machine;
+pub mod oracle;
+pub mod recovery;
+pub mod server;
+pub mod state;
+
+#[cfg(test)]
+mod script;
+
+pub use config::Config;
+pub use server::Server;

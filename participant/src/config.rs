@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
 use troth_protocol::net::quic::QuicConfig;
-use troth_protocol::process::{self, ConfigError, LogSection, NetworkSection, Source, TlsSection};
+use troth_protocol::process::{
+    self, ConfigError, LogSection, NetworkSection, RaftSection, Source, TlsSection,
+};
 use troth_protocol::ring::WEIGHT_MAX;
 use troth_replication::Timing;
 
@@ -53,47 +55,6 @@ pub struct RetentionSection {
     pub versions_s: Option<u64>,
     /// Outcomes stay answerable this long; seconds.
     pub outcomes_s: Option<u64>,
-}
-
-/// How patient the members of a Raft group are with each other.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RaftSection {
-    /// A leader gives a sign of life this often; milliseconds.
-    pub heartbeat_ms: Option<u64>,
-    /// A member that hears nothing for this long asks to be elected; milliseconds.
-    pub election_ms: Option<u64>,
-    /// The log is cut after this many entries.
-    pub log_entries: Option<u64>,
-}
-
-impl RaftSection {
-    /// The timing and log length that this says.
-    ///
-    /// # Errors
-    /// If they make no sense.
-    pub fn resolve(&self, source: &Source) -> Result<(Timing, u64), ConfigError> {
-        let mut timing = Timing::default();
-        if let Some(millis) = self.heartbeat_ms {
-            timing.heartbeat = Duration::from_millis(millis);
-        }
-        if let Some(millis) = self.election_ms {
-            timing.election = Duration::from_millis(millis);
-        }
-        if timing.heartbeat.is_zero() || timing.election < 3 * timing.heartbeat {
-            let reason = format!(
-                "{} ms must be at least three times heartbeat_ms, which is {}",
-                timing.election.as_millis(),
-                timing.heartbeat.as_millis()
-            );
-            return Err(source.error("raft.election_ms", reason));
-        }
-        let log_entries = self.log_entries.unwrap_or(10_000);
-        if !(100..=10_000_000).contains(&log_entries) {
-            return Err(source.error("raft.log_entries", "must be from 100 to 10000000"));
-        }
-        Ok((timing, log_entries))
-    }
 }
 
 /// A participant's configuration, complete and checked.
@@ -146,12 +107,17 @@ impl Config {
 }
 
 impl File {
-    /// Reads a file.
+    /// Reads a file. Relative paths in it are relative to its folder.
     ///
     /// # Errors
     /// Names the line and what would be right.
     pub fn load(path: &Path) -> Result<(File, Source), ConfigError> {
-        process::load(path)
+        let (mut file, source) = process::load::<File>(path)?;
+        file.data = file.data.map(|data| source.path(&data));
+        if let Some(tls) = &mut file.tls {
+            tls.relative_to(&source);
+        }
+        Ok((file, source))
     }
 
     /// Checks everything, and fills in defaults.
@@ -186,7 +152,10 @@ impl File {
         if weight == 0 || weight > WEIGHT_MAX {
             return Err(source.error("weight", format!("must be from 1 to {WEIGHT_MAX}")));
         }
-        let (timing, log_entries_max) = self.raft.resolve(source)?;
+        let timing = Timing::default();
+        let (heartbeat, election) = self.raft.timing(timing.heartbeat, timing.election, source)?;
+        let timing = Timing { heartbeat, election };
+        let log_entries_max = self.raft.log_entries(source)?;
         let seconds = |value: Option<u64>, default| value.map_or(default, Duration::from_secs);
         let version_retention = seconds(self.retention.versions_s, VERSION_RETENTION);
         let outcome_retention = seconds(self.retention.outcomes_s, OUTCOME_RETENTION);

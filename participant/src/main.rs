@@ -9,7 +9,7 @@ use troth_participant::{Config, Server};
 use troth_protocol::clock::Clock;
 use troth_protocol::net::Role;
 use troth_protocol::net::tls::Credentials;
-use troth_protocol::process::{self, ConfigError, EXIT_FAILED, EXIT_USAGE, LogFormat, Source, TlsSection};
+use troth_protocol::process::{self, ConfigError, EXIT_FAILED, EXIT_USAGE, LogFormat, Source};
 
 /// A Troth participant: holds shards of the data and votes on transactions.
 ///
@@ -85,14 +85,10 @@ impl Flags {
         if !self.coordinators.is_empty() {
             file.coordinators = Some(self.coordinators);
         }
-        let tls = file.tls.take().unwrap_or_default();
-        file.tls = Some(TlsSection {
-            ca: self.ca.unwrap_or(tls.ca),
-            cert: self.cert.unwrap_or(tls.cert),
-            key: self.key.unwrap_or(tls.key),
-        });
-        file.log.format = self.log_format.unwrap_or(file.log.format);
-        file.log.level = self.log_level.unwrap_or(file.log.level);
+        file.tls
+            .get_or_insert_default()
+            .override_with(self.ca, self.cert, self.key);
+        file.log.override_with(self.log_format, self.log_level);
         Ok((file, source))
     }
 }

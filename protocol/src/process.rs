@@ -63,6 +63,14 @@ pub struct Source {
 }
 
 impl Source {
+    /// A path from the file: if relative, then to the file's folder.
+    pub fn path(&self, path: &Path) -> PathBuf {
+        match self.path.parent() {
+            Some(folder) => folder.join(path),
+            None => path.to_owned(),
+        }
+    }
+
     /// An error about a key, with the line where it is set.
     pub fn error(&self, key: &str, reason: impl fmt::Display) -> ConfigError {
         let name = key.rsplit('.').next().unwrap_or(key);
@@ -120,6 +128,22 @@ pub struct TlsSection {
 }
 
 impl TlsSection {
+    /// Takes relative paths as relative to the file they stand in.
+    pub fn relative_to(&mut self, source: &Source) {
+        for path in [&mut self.ca, &mut self.cert, &mut self.key] {
+            *path = source.path(path);
+        }
+    }
+
+    /// Takes what flags say instead, where they say anything.
+    pub fn override_with(&mut self, ca: Option<PathBuf>, cert: Option<PathBuf>, key: Option<PathBuf>) {
+        for (own, flag) in [(&mut self.ca, ca), (&mut self.cert, cert), (&mut self.key, key)] {
+            if let Some(flag) = flag {
+                *own = flag;
+            }
+        }
+    }
+
     /// Reads the certificates, and checks that they are for this kind of process.
     ///
     /// # Errors
@@ -189,6 +213,14 @@ impl Default for LogSection {
 }
 
 impl LogSection {
+    /// Takes what flags say instead, where they say anything.
+    pub fn override_with(&mut self, format: Option<LogFormat>, level: Option<String>) {
+        self.format = format.unwrap_or(self.format);
+        if let Some(level) = level {
+            self.level = level;
+        }
+    }
+
     /// Starts logging to standard error.
     ///
     /// # Errors
@@ -252,6 +284,55 @@ impl NetworkSection {
             return Err(source.error("network.idle_timeout_ms", "must be at most 600000, ten minutes"));
         }
         Ok(config)
+    }
+}
+
+/// How patient the members of a Raft group are with each other.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RaftSection {
+    /// A leader gives a sign of life this often; milliseconds.
+    pub heartbeat_ms: Option<u64>,
+    /// A member that hears nothing for this long asks to be elected; milliseconds.
+    pub election_ms: Option<u64>,
+    /// The log is cut after this many entries; 10000 if left out.
+    pub log_entries: Option<u64>,
+}
+
+impl RaftSection {
+    /// Heartbeat and election timeout: what is set here, else these defaults.
+    ///
+    /// # Errors
+    /// If they do not go together.
+    pub fn timing(
+        &self,
+        heartbeat: Duration,
+        election: Duration,
+        source: &Source,
+    ) -> Result<(Duration, Duration), ConfigError> {
+        let heartbeat = self.heartbeat_ms.map_or(heartbeat, Duration::from_millis);
+        let election = self.election_ms.map_or(election, Duration::from_millis);
+        if heartbeat.is_zero() || election < 3 * heartbeat {
+            let reason = format!(
+                "{} ms must be at least three times heartbeat_ms, which is {}",
+                election.as_millis(),
+                heartbeat.as_millis()
+            );
+            return Err(source.error("raft.election_ms", reason));
+        }
+        Ok((heartbeat, election))
+    }
+
+    /// After how many entries a log is cut.
+    ///
+    /// # Errors
+    /// If that is too few or too many.
+    pub fn log_entries(&self, source: &Source) -> Result<u64, ConfigError> {
+        let entries = self.log_entries.unwrap_or(10_000);
+        if !(100..=10_000_000).contains(&entries) {
+            return Err(source.error("raft.log_entries", "must be from 100 to 10000000"));
+        }
+        Ok(entries)
     }
 }
 

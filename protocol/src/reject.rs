@@ -140,13 +140,14 @@ impl Reject {
         match self {
             Reject::NotLeader { .. }
             | Reject::Deposed
-            | Reject::StaleEpoch { .. }
             | Reject::StaleMap { .. }
             | Reject::Overloaded { .. }
             | Reject::NotReady { .. }
             | Reject::ShuttingDown
             | Reject::WrongNode { .. } => true,
-            Reject::DeadlineExceeded
+            // The same words will never be right again.
+            Reject::StaleEpoch { .. }
+            | Reject::DeadlineExceeded
             | Reject::Blocked { .. }
             | Reject::Forbidden { .. }
             | Reject::Malformed { .. }

@@ -224,6 +224,13 @@ impl Quic {
     }
 }
 
+impl Drop for Quic {
+    /// Ends all connections, and with them the tasks that serve them.
+    fn drop(&mut self) {
+        self.endpoint.close(Close::Bye.code(), b"gone");
+    }
+}
+
 impl Transport for Arc<Quic> {
     fn call<'a>(
         &'a self,

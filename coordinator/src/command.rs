@@ -1,0 +1,113 @@
+//! Everything that may enter the coordinators' log, and what comes out.
+
+#![expect(
+    missing_docs,
+    reason = "what rkyv derives for enums has none; all that is written here does"
+)]
+
+use troth_protocol::{ClusterId, Epoch, Node, ParticipantId, Timestamp, TxnId};
+
+/// An entry of the log.
+#[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Command {
+    /// A leader's first entry. Its index is the leader's epoch: what earlier leaders proposed is
+    /// void after it.
+    Lead {
+        /// The coordinators, as this leader is configured.
+        coordinators: Vec<Node>,
+        /// What a new cluster shall be like; ignored by an old one.
+        settings: Settings,
+    },
+    /// A participant is there.
+    Register {
+        /// Who and where.
+        node: Node,
+    },
+    /// Timestamps may be handed out up to here.
+    Ceiling {
+        /// The leader that wants to.
+        epoch: Epoch,
+        /// Exclusive.
+        ceiling: Timestamp,
+    },
+    /// All participants of these transactions have voted Yes to this leader.
+    Decide {
+        /// The leader.
+        epoch: Epoch,
+        /// The decisions.
+        decisions: Vec<Decision>,
+    },
+    /// All participants of these transactions have applied the decision.
+    Forget {
+        /// The transactions.
+        txns: Vec<TxnId>,
+    },
+    /// These transactions must never commit, if they have not.
+    Refuse {
+        /// The transactions.
+        txns: Vec<TxnId>,
+    },
+    /// Give up old outcomes.
+    Retire {
+        /// Those of transactions that began before this.
+        outcomes_before: Timestamp,
+    },
+}
+
+/// What a cluster is like from its first day on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Settings {
+    /// The installation.
+    pub cluster: ClusterId,
+    /// The number of shards.
+    pub shards: u16,
+    /// How many replicas a shard has.
+    pub replicas: u16,
+    /// Shards are placed when this many participants have registered.
+    pub nodes: u16,
+}
+
+/// A decision to commit.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Decision {
+    /// The transaction.
+    pub txn: TxnId,
+    /// Its place in the serial order.
+    pub commit_ts: Timestamp,
+    /// Who must hear of it.
+    pub participants: Vec<ParticipantId>,
+}
+
+/// What is on record about a transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Record {
+    /// It is committed.
+    Committed {
+        /// Its place in the serial order.
+        commit_ts: Timestamp,
+    },
+    /// It can never commit.
+    Refused,
+}
+
+/// What became of a transaction that a command named.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// This is on record now.
+    Recorded(Record),
+    /// The command came from an earlier leader, and nothing was done.
+    Superseded,
+    /// It began longer ago than outcomes are kept, and nothing was done.
+    Expired,
+}
+
+/// What an entry led to.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Output {
+    /// To `Lead`: the epoch.
+    Leads(Epoch),
+    /// To `Decide` and `Refuse`: for each transaction, in order.
+    Verdicts(Vec<Verdict>),
+    /// To the others.
+    Done,
+}

@@ -1,0 +1,304 @@
+//! What an operator sets for a coordinator: a TOML file, and flags that override it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
+use troth_protocol::net::quic::QuicConfig;
+use troth_protocol::process::{
+    self, ConfigError, LogSection, NetworkSection, RaftSection, Source, TlsSection,
+};
+use troth_replication::Timing;
+
+use crate::leader::Limits;
+
+/// The file, key by key. What is left out has the default of [`Config`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// This coordinator's number; unique among coordinators, and never changed.
+    pub id: Option<u64>,
+    /// Where to listen: `host:port`; port 0: the system chooses one.
+    pub listen: Option<String>,
+    /// Where others find this coordinator, if not where it listens: `host:port`.
+    pub advertise: Option<String>,
+    /// The data folder.
+    pub data: Option<PathBuf>,
+    /// All coordinators, this one among them; left out: it is the only one.
+    #[serde(default)]
+    pub coordinator: Vec<PeerSection>,
+    /// What a new cluster shall be like.
+    #[serde(default)]
+    pub cluster: ClusterSection,
+    /// What bounds this coordinator while it leads.
+    #[serde(default)]
+    pub limits: LimitsSection,
+    /// Certificates.
+    pub tls: Option<TlsSection>,
+    /// What to log, and how.
+    #[serde(default)]
+    pub log: LogSection,
+    /// How to talk to others.
+    #[serde(default)]
+    pub network: NetworkSection,
+    /// How patient coordinators are with each other.
+    #[serde(default)]
+    pub raft: RaftSection,
+}
+
+/// One of the coordinators.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerSection {
+    /// Its number.
+    pub id: u64,
+    /// Where it is found: `host:port`.
+    pub address: String,
+}
+
+/// What a new cluster shall be like. An old one keeps what it was made with.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterSection {
+    /// The number of shards: 1 to 1024; 16 if left out.
+    pub shards: Option<u16>,
+    /// How many replicas a shard has: 1, 3 or 5; 1 if left out.
+    pub replicas: Option<u16>,
+    /// Shards are placed when this many participants have registered; the number of replicas if
+    /// left out.
+    pub nodes: Option<u16>,
+}
+
+/// What bounds a leader.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsSection {
+    /// Transactions in flight; more are refused as overload.
+    pub in_flight: Option<usize>,
+    /// How old a transaction may grow; seconds.
+    pub transaction_age_s: Option<u64>,
+    /// How long outcomes stay answerable; seconds.
+    pub outcomes_s: Option<u64>,
+}
+
+/// A coordinator's configuration, complete and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This coordinator's number.
+    pub id: u64,
+    /// Where to listen, and how to talk.
+    pub quic: QuicConfig,
+    /// Where others find this coordinator; `None`: where it listens.
+    pub advertise: Option<String>,
+    /// The data folder.
+    pub data: PathBuf,
+    /// All coordinators; empty: this is the only one.
+    pub coordinators: Vec<PeerSection>,
+    /// The number of shards of a new cluster.
+    pub shards: u16,
+    /// How many replicas a shard of a new cluster has.
+    pub replicas: u16,
+    /// Shards of a new cluster are placed when this many participants have registered.
+    pub nodes: u16,
+    /// What bounds this coordinator while it leads.
+    pub limits: Limits,
+    /// How patient coordinators are with each other.
+    pub timing: Timing,
+    /// The log is cut after this many entries.
+    pub log_entries_max: u64,
+}
+
+impl Config {
+    /// A configuration with defaults for everything that has one.
+    pub fn new(id: u64, data: impl Into<PathBuf>) -> Config {
+        Config {
+            id,
+            quic: QuicConfig::default(),
+            advertise: None,
+            data: data.into(),
+            coordinators: Vec::new(),
+            shards: 16,
+            replicas: 1,
+            nodes: 1,
+            limits: Limits::default(),
+            timing: Timing::default(),
+            log_entries_max: 10_000,
+        }
+    }
+}
+
+impl File {
+    /// Reads a file. Relative paths in it are relative to its folder.
+    ///
+    /// # Errors
+    /// Names the line and what would be right.
+    pub fn load(path: &Path) -> Result<(File, Source), ConfigError> {
+        let (mut file, source) = process::load::<File>(path)?;
+        file.data = file.data.map(|data| source.path(&data));
+        if let Some(tls) = &mut file.tls {
+            tls.relative_to(&source);
+        }
+        Ok((file, source))
+    }
+
+    /// Checks everything, and fills in defaults.
+    ///
+    /// # Errors
+    /// Names the key, its line, and what would be right.
+    pub fn resolve(&self, source: &Source) -> Result<Config, ConfigError> {
+        let missing =
+            |key: &str, example: &str| source.error(key, format!("is missing; for example: {example}"));
+        let id = self.id.ok_or_else(|| missing("id", "id = 1"))?;
+        if id == 0 {
+            return Err(source.error("id", "must be 1 or more"));
+        }
+        let data = self
+            .data
+            .clone()
+            .ok_or_else(|| missing("data", "data = \"/var/lib/troth\""))?;
+        let quic = self
+            .network
+            .quic(self.listen.as_deref().unwrap_or("127.0.0.1:7450"), source)?;
+        if quic.bind.ip().is_unspecified() && self.advertise.is_none() && self.coordinator.is_empty() {
+            return Err(source.error(
+                "advertise",
+                "is needed when listen is an address that others cannot call",
+            ));
+        }
+        self.check_coordinators(id, source)?;
+        let (shards, replicas, nodes) = self.resolve_cluster(source)?;
+        let timing = Timing::default();
+        let (heartbeat, election) = self.raft.timing(timing.heartbeat, timing.election, source)?;
+        Ok(Config {
+            quic,
+            advertise: self.advertise.clone(),
+            coordinators: self.coordinator.clone(),
+            shards,
+            replicas,
+            nodes,
+            limits: self.resolve_limits(source)?,
+            timing: Timing { heartbeat, election },
+            log_entries_max: self.raft.log_entries(source)?,
+            ..Config::new(id, data)
+        })
+    }
+
+    fn check_coordinators(&self, id: u64, source: &Source) -> Result<(), ConfigError> {
+        let wrong = |reason: String| Err(source.error("coordinator", reason));
+        let count = self.coordinator.len();
+        if ![0, 1, 3, 5].contains(&count) {
+            return wrong(format!("{count} are listed; a group has 1, 3 or 5"));
+        }
+        if count > 0 && !self.coordinator.iter().any(|peer| peer.id == id) {
+            return wrong(format!("id {id}, which this one is, is not among those listed"));
+        }
+        let ids: std::collections::BTreeSet<u64> = self.coordinator.iter().map(|peer| peer.id).collect();
+        if ids.len() != count {
+            return wrong("two of those listed have the same id".into());
+        }
+        if let Some(peer) = self.coordinator.iter().find(|peer| !peer.address.contains(':')) {
+            return wrong(format!("{:?} has no port; write host:port", peer.address));
+        }
+        Ok(())
+    }
+
+    fn resolve_cluster(&self, source: &Source) -> Result<(u16, u16, u16), ConfigError> {
+        let shards = self.cluster.shards.unwrap_or(16);
+        if !(1..=1024).contains(&shards) {
+            return Err(source.error("cluster.shards", "must be from 1 to 1024"));
+        }
+        let replicas = self.cluster.replicas.unwrap_or(1);
+        if ![1, 3, 5].contains(&replicas) {
+            return Err(source.error("cluster.replicas", "must be 1, 3 or 5"));
+        }
+        let nodes = self.cluster.nodes.unwrap_or(replicas);
+        if nodes < replicas {
+            let reason = format!("must be at least replicas, which is {replicas}");
+            return Err(source.error("cluster.nodes", reason));
+        }
+        Ok((shards, replicas, nodes))
+    }
+
+    fn resolve_limits(&self, source: &Source) -> Result<Limits, ConfigError> {
+        let mut limits = Limits::default();
+        if let Some(in_flight) = self.limits.in_flight {
+            if in_flight == 0 {
+                return Err(source.error("limits.in_flight", "must be 1 or more"));
+            }
+            limits.in_flight_max = in_flight;
+        }
+        limits.age_max = self
+            .limits
+            .transaction_age_s
+            .map_or(TXN_AGE_MAX, Duration::from_secs);
+        if limits.age_max.is_zero() || limits.age_max >= VERSION_RETENTION {
+            let reason = format!("must be from 1 to {}", VERSION_RETENTION.as_secs() - 1);
+            return Err(source.error("limits.transaction_age_s", reason));
+        }
+        limits.outcome_retention = self
+            .limits
+            .outcomes_s
+            .map_or(OUTCOME_RETENTION, Duration::from_secs);
+        if limits.outcome_retention < VERSION_RETENTION {
+            let reason = format!("must be at least {}", VERSION_RETENTION.as_secs());
+            return Err(source.error("limits.outcomes_s", reason));
+        }
+        Ok(limits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("c.toml");
+        std::fs::write(&path, text).expect("writable");
+        let error = File::load(&path)
+            .and_then(|(file, source)| file.resolve(&source))
+            .expect_err(text)
+            .to_string();
+        assert_eq!(
+            error.replace(path.to_str().expect("a plain path"), "c.toml"),
+            expected
+        );
+    }
+
+    #[test]
+    fn wrong_configurations_are_refused_with_line_and_fix() {
+        let with = |line: &str| format!("id = 1\ndata = \"/tmp/x\"\n{line}\n");
+        check(
+            "id = 1\n",
+            "data: is missing; for example: data = \"/var/lib/troth\"",
+        );
+        check(
+            &with("[cluster]\nreplicas = 2"),
+            "c.toml:4: cluster.replicas: must be 1, 3 or 5",
+        );
+        check(
+            &with("[cluster]\nreplicas = 3\nnodes = 2"),
+            "c.toml:5: cluster.nodes: must be at least replicas, which is 3",
+        );
+        check(
+            &with("[[coordinator]]\nid = 2\naddress = \"a:1\""),
+            "coordinator: id 1, which this one is, is not among those listed",
+        );
+        check(
+            &with("[limits]\ntransaction_age_s = 600"),
+            "c.toml:4: limits.transaction_age_s: must be from 1 to 599",
+        );
+        check(
+            &with("[network]\nidle_timeout_ms = 10"),
+            "c.toml:4: network.idle_timeout_ms: 10 ms must be at least twice keep_alive_ms, which is 1000",
+        );
+    }
+
+    #[test]
+    fn a_short_configuration_is_enough() {
+        let file: File = toml::from_str("id = 1\ndata = \"/tmp/x\"").expect("well-formed");
+        let config = file.resolve(&Source::default()).expect("complete");
+        assert_eq!((config.shards, config.replicas, config.nodes), (16, 1, 1));
+    }
+}

@@ -1,0 +1,677 @@
+//! Performs what the coordinators' leader wants done: proposes to the group, calls shards, answers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use troth_protocol::message::admin::CoordinatorStatus;
+use troth_protocol::message::coordinator::{Request, Response};
+use troth_protocol::message::shard::{self, CommitOnePhase, Prepare};
+use troth_protocol::routing::{Resend, RouteError, Router};
+use troth_protocol::wire::encode;
+use troth_protocol::{
+    ClusterMap, Epoch, MapEpoch, Node, NodeId, ParticipantId, Reject, ShardId, Timestamp, TxnId,
+};
+use troth_replication::{
+    Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
+};
+
+use crate::command::{Command, Output, Settings};
+use crate::leader::{Answer, Effect, Event, Leader, Limits, OnePhase};
+use crate::machine::{CoordinatorMachine, Core, Inner as CoreInner};
+use crate::recovery::PAGE;
+
+/// How long one attempt to reach a shard may take, for what is repeated until it succeeds.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pause after such an attempt has failed.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A coordinator, as its process sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Coordinator {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: NodeId,
+    coordinators: Vec<Node>,
+    settings: Settings,
+    limits: Limits,
+    core: Arc<Core>,
+    group: Group<CoordinatorMachine>,
+    router: Arc<Router>,
+    next_request: AtomicU64,
+    /// When each participant last made itself known to this leader.
+    seen: Mutex<HashMap<NodeId, Instant>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What a coordinator is started with.
+pub struct CoordinatorConfig {
+    /// Which one it is.
+    pub id: NodeId,
+    /// All of them, as others find them.
+    pub coordinators: Vec<Node>,
+    /// What a new cluster shall be like.
+    pub settings: Settings,
+    /// What bounds the leader.
+    pub limits: Limits,
+}
+
+impl Coordinator {
+    /// Starts a coordinator with what is in the store.
+    ///
+    /// # Errors
+    /// If what is stored is damaged, or the store cannot be read. Nothing was served then.
+    pub async fn start(
+        config: CoordinatorConfig,
+        group: GroupConfig,
+        store: &Store,
+        writer: &LogWriter,
+        core: Arc<Core>,
+        router: Arc<Router>,
+    ) -> Result<Coordinator, StartError> {
+        let machine = CoordinatorMachine::new(store, &core);
+        let group = Group::start(group, store, writer, machine).await?;
+        let CoordinatorConfig {
+            id,
+            coordinators,
+            settings,
+            limits,
+        } = config;
+        let inner = Arc::new(Inner {
+            id,
+            coordinators,
+            settings,
+            limits,
+            core,
+            group,
+            router,
+            next_request: AtomicU64::new(0),
+            seen: Mutex::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        inner.tasks.spawn(inner.clone().follow_leadership());
+        inner.tasks.spawn(inner.clone().drive());
+        inner.tasks.spawn(inner.clone().follow_map());
+        Ok(Coordinator { inner })
+    }
+
+    /// The group of this coordinator, for its other members.
+    pub fn group(&self) -> &Group<CoordinatorMachine> {
+        &self.inner.group
+    }
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// See [`Reject`].
+    pub async fn handle(&self, request: Request, deadline: Instant) -> Result<Response, Reject> {
+        let inner = &self.inner;
+        match request {
+            Request::Timestamps { count } => inner.timestamps(count, deadline).await,
+            Request::Commit(commit) => {
+                let txn = commit.txn;
+                let deadline_std = deadline.into_std();
+                let event = |id| Event::Commit {
+                    id,
+                    commit,
+                    deadline: deadline_std,
+                };
+                inner.ask_leader(txn, event, deadline).await
+            }
+            Request::Outcome { txn, participants } => {
+                let event = |id| Event::Outcome {
+                    id,
+                    txn,
+                    participants,
+                };
+                inner.ask_leader(txn, event, deadline).await
+            }
+            Request::Map { known } => Ok(inner.map(known)),
+            Request::Register { node, known } => inner.register(node, known).await,
+            Request::Resolve { txns } => inner.resolve(&txns).await,
+        }
+    }
+
+    /// How it is.
+    pub fn status(&self) -> CoordinatorStatus {
+        let inner = &self.inner;
+        let core = inner.core.lock();
+        let leader = match &*inner.group.leadership().borrow() {
+            Leadership::Follower { leader } => *leader,
+            Leadership::Leader { .. } => Some(inner.id),
+            Leadership::Failed { .. } => None,
+        };
+        let (committed, aborted) = core.leader.as_ref().map_or((0, 0), Leader::counts);
+        let seen = inner.seen.lock();
+        let since = |node: &Node| {
+            (
+                node.id,
+                seen.get(&node.id).map(|seen| seen.elapsed().as_millis() as u64),
+            )
+        };
+        let map = core.state.catalog().map(|catalog| &catalog.map);
+        CoordinatorStatus {
+            cluster: inner.settings.cluster,
+            id: inner.id,
+            version: env!("CARGO_PKG_VERSION").into(),
+            leader,
+            epoch: core.leader.as_ref().map(Leader::epoch),
+            map_epoch: map.map_or(MapEpoch(0), |map| map.epoch),
+            in_flight: core.leader.as_ref().map_or(0, Leader::in_flight) as u64,
+            unfinished: core.state.unfinished().len() as u64,
+            committed,
+            aborted,
+            nodes_seen: map.map_or(Vec::new(), |map| map.nodes.iter().map(since).collect()),
+        }
+    }
+
+    /// Stops. What was acknowledged stays.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        self.inner.group.shutdown().await;
+    }
+}
+
+impl Inner {
+    fn not_leader(&self) -> Reject {
+        let leader = match &*self.group.leadership().borrow() {
+            Leadership::Follower { leader } => *leader,
+            Leadership::Leader { .. } | Leadership::Failed { .. } => None,
+        };
+        Reject::NotLeader { leader }
+    }
+
+    // --- requests -------------------------------------------------------------------------------
+
+    async fn timestamps(&self, count: u32, deadline: Instant) -> Result<Response, Reject> {
+        loop {
+            self.group.read_barrier().await?;
+            let now = self.core.now();
+            let handed_out = {
+                let mut core = self.core.lock();
+                let Some(leader) = &mut core.leader else {
+                    return Err(self.not_leader());
+                };
+                let first = leader.timestamps(now, count);
+                let epoch = leader.epoch();
+                self.core.perform(&mut core);
+                first.map(|first| Response::Timestamps { first, epoch })
+            };
+            if let Some(response) = handed_out {
+                return Ok(response);
+            }
+            // A ceiling is on its way: a round of the log.
+            let soon = Instant::now() + Duration::from_millis(2);
+            if soon > deadline {
+                return Err(Reject::DeadlineExceeded);
+            }
+            sleep_until(soon).await;
+        }
+    }
+
+    /// Hands a question about a transaction to the leader, and waits for its answer.
+    async fn ask_leader(
+        &self,
+        txn: TxnId,
+        event: impl FnOnce(u64) -> Event,
+        deadline: Instant,
+    ) -> Result<Response, Reject> {
+        // An answer may be *aborted*, which only a leader may say.
+        self.group.read_barrier().await?;
+        let id = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        let request = {
+            let mut core = self.core.lock();
+            if core.leader.is_none() {
+                return Err(self.not_leader());
+            }
+            core.requests.insert(id, sender);
+            self.core.handle(&mut core, event(id));
+            Waiting {
+                core: &self.core,
+                id,
+                txn,
+            }
+        };
+        let answer = timeout_at(deadline, answer).await;
+        drop(request);
+        match answer {
+            Ok(Ok(Answer::Ended(outcome))) => Ok(Response::Outcome(outcome)),
+            Ok(Ok(Answer::Expired)) => Ok(Response::Expired),
+            Ok(Ok(Answer::Rejected(reject))) => Err(reject),
+            Ok(Err(_)) => Err(Reject::Deposed),
+            Err(_) => Err(Reject::DeadlineExceeded),
+        }
+    }
+
+    async fn resolve(&self, txns: &[TxnId]) -> Result<Response, Reject> {
+        self.group.read_barrier().await?;
+        let mut core = self.core.lock();
+        let CoreInner { state, leader, .. } = &mut *core;
+        let Some(leader) = leader else {
+            return Err(self.not_leader());
+        };
+        let resolutions =
+            leader
+                .resolve(txns, state, &self.core.view())
+                .map_err(|error| Reject::Internal {
+                    reason: error.to_string(),
+                })?;
+        Ok(Response::Resolved {
+            epoch: leader.epoch(),
+            resolutions,
+        })
+    }
+
+    fn map(&self, known: MapEpoch) -> Response {
+        let core = self.core.lock();
+        match core.state.catalog() {
+            Some(catalog) if catalog.map.epoch > known => Response::Map(catalog.map.clone()),
+            Some(_) | None => Response::MapUnchanged,
+        }
+    }
+
+    async fn register(&self, node: Node, known: MapEpoch) -> Result<Response, Reject> {
+        let id = node.id;
+        let unknown = {
+            let core = self.core.lock();
+            if core.leader.is_none() {
+                return Err(self.not_leader());
+            }
+            core.state
+                .catalog()
+                .is_none_or(|catalog| catalog.map.node(id) != Some(&node))
+        };
+        if unknown {
+            tracing::info!(node = %id, address = node.address, "a participant has registered");
+            self.propose(&Command::Register { node }).await?;
+        }
+        self.seen.lock().insert(id, Instant::now());
+        Ok(self.map(known))
+    }
+
+    // --- leading --------------------------------------------------------------------------------
+
+    fn submit(&self, command: &Command) -> Result<Proposal<CoordinatorMachine>, ProposeError> {
+        self.group.submit(encode(command).into())
+    }
+
+    async fn propose(&self, command: &Command) -> Result<Output, ProposeError> {
+        self.submit(command)?.output().await
+    }
+
+    /// Takes the lead when the group is led from here, and gives it up when it is not.
+    async fn follow_leadership(self: Arc<Inner>) {
+        let mut leadership = self.group.leadership();
+        loop {
+            let role = leadership.borrow_and_update().clone();
+            {
+                let mut core = self.core.lock();
+                core.leader = None;
+                // Whoever waits is told that the next leader knows.
+                core.requests.clear();
+                core.todo.clear();
+            }
+            self.seen.lock().clear();
+            let next = async {
+                if let Leadership::Leader { .. } = role {
+                    self.take_lead().await;
+                }
+                leadership.changed().await
+            };
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = next => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn take_lead(&self) {
+        let lead = Command::Lead {
+            coordinators: self.coordinators.clone(),
+            settings: self.settings,
+        };
+        let epoch = match self.propose(&lead).await {
+            Ok(Output::Leads(epoch)) => epoch,
+            Ok(other) => unreachable!("a lead leads to an epoch, not to {other:?}"),
+            Err(error) => {
+                tracing::debug!(%error, "cannot take the lead");
+                return;
+            }
+        };
+        let mut core = self.core.lock();
+        if core.state.marks().epoch != epoch {
+            return;
+        }
+        let stored = core.state.catalog().map(|catalog| catalog.settings);
+        if let Some(stored) = stored.filter(|stored| *stored != self.settings) {
+            tracing::warn!(?stored, configured = ?self.settings, "the cluster keeps what it was made with");
+        }
+        let leader = Leader::new(epoch, self.limits, self.core.now(), &core.state);
+        tracing::info!(%epoch, unfinished = core.state.unfinished().len(), "leading");
+        core.leader = Some(leader);
+        self.core.perform(&mut core);
+    }
+
+    /// Keeps the router's map as new as the state's.
+    async fn follow_map(self: Arc<Inner>) {
+        let mut epoch = self.core.map_epoch.subscribe();
+        loop {
+            let map: Option<ClusterMap> = self
+                .core
+                .lock()
+                .state
+                .catalog()
+                .map(|catalog| catalog.map.clone());
+            if let Some(map) = map {
+                self.router.learn(map);
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = epoch.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Performs what the leader leaves to a task of its own.
+    async fn drive(self: Arc<Inner>) {
+        loop {
+            let (todo, leader) = {
+                let mut core = self.core.lock();
+                let leader = core
+                    .leader
+                    .as_ref()
+                    .map(|leader| (leader.epoch(), leader.poll_timeout()));
+                (std::mem::take(&mut core.todo), leader)
+            };
+            if let Some((epoch, _)) = leader {
+                Errand {
+                    inner: self.clone(),
+                    epoch,
+                }
+                .perform(todo);
+            }
+            let timeout = leader.map(|(_, timeout)| timeout);
+            let due = async {
+                match timeout {
+                    Some(at) => sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = self.core.changed.notified() => {}
+                () = due => {
+                    let now = self.core.now();
+                    let mut core = self.core.lock();
+                    if let Some(leader) = &mut core.leader {
+                        leader.handle_timeout(now);
+                    }
+                    self.core.perform(&mut core);
+                }
+            }
+        }
+    }
+}
+
+/// Something done for one leader. What comes of it is told to that leader, or to nobody: a vote that
+/// was given to an earlier epoch must not count in a later one.
+#[derive(Clone)]
+struct Errand {
+    inner: Arc<Inner>,
+    epoch: Epoch,
+}
+
+impl Errand {
+    /// Starts everything that is to be done. Decisions that wait share one entry of the log.
+    fn perform(&self, todo: Vec<Effect>) {
+        let (mut decisions, mut refusals) = (Vec::new(), Vec::new());
+        for effect in todo {
+            match effect {
+                Effect::Answer { .. } => unreachable!("performed where it arises"),
+                Effect::Decide(more) => decisions.extend(more),
+                Effect::Refuse(more) => refusals.extend(more),
+                Effect::Forget(txns) => self.propose_and_forget(Command::Forget { txns }),
+                Effect::Retire(outcomes_before) => {
+                    self.propose_and_forget(Command::Retire { outcomes_before });
+                }
+                Effect::Ceiling(ceiling) => self.spawn(self.clone().raise_ceiling(ceiling)),
+                Effect::Prepare {
+                    shard,
+                    prepare,
+                    deadline,
+                } => {
+                    self.spawn(self.clone().ask_for_vote(shard, prepare, deadline.into()));
+                }
+                Effect::CommitOnePhase {
+                    shard,
+                    commit,
+                    deadline,
+                } => {
+                    self.spawn(self.clone().commit_one_phase(shard, commit, deadline.into()));
+                }
+                Effect::AskShard { shard, txn } => self.spawn(self.clone().ask_shard(shard, txn)),
+                Effect::Finish { shard, decisions } => self.spawn(self.clone().finish(shard, decisions)),
+                Effect::Collect { shard, after } => self.spawn(self.clone().collect(shard, after)),
+            }
+        }
+        if !decisions.is_empty() {
+            let txns = decisions.iter().map(|decision| decision.txn).collect();
+            self.propose_for(
+                txns,
+                &Command::Decide {
+                    epoch: self.epoch,
+                    decisions,
+                },
+            );
+        }
+        if !refusals.is_empty() {
+            self.propose_for(refusals.clone(), &Command::Refuse { txns: refusals });
+        }
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.inner.stop.clone();
+        self.inner.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    fn tell(&self, event: Event) {
+        let core = &self.inner.core;
+        let mut inner = core.lock();
+        if inner
+            .leader
+            .as_ref()
+            .is_some_and(|leader| leader.epoch() == self.epoch)
+        {
+            core.handle(&mut inner, event);
+        }
+    }
+
+    /// Proposes what the leader hears of when it is applied; here only failure matters.
+    fn propose_for(&self, txns: Vec<TxnId>, command: &Command) {
+        let proposal = self.inner.submit(command);
+        let errand = self.clone();
+        self.spawn(async move {
+            let result = match proposal {
+                Ok(proposal) => proposal.output().await,
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(_) => {}
+                Err(ProposeError::NotLeader { .. } | ProposeError::Overloaded) => {
+                    sleep(ATTEMPT_PAUSE).await;
+                    errand.tell(Event::NotProposed { txns });
+                }
+                // What became of it the next leader will find in the log.
+                Err(error) => tracing::debug!(%error, "a proposal is lost"),
+            }
+        });
+    }
+
+    /// Proposes what is harmless to lose: it will be proposed again.
+    fn propose_and_forget(&self, command: Command) {
+        let inner = self.inner.clone();
+        self.spawn(async move {
+            if let Err(error) = inner.propose(&command).await {
+                tracing::debug!(%error, "a proposal is lost");
+            }
+        });
+    }
+
+    async fn raise_ceiling(self, ceiling: Timestamp) {
+        let command = Command::Ceiling {
+            epoch: self.epoch,
+            ceiling,
+        };
+        if let Err(error) = self.inner.propose(&command).await {
+            tracing::debug!(%error, "the ceiling is not raised");
+            sleep(ATTEMPT_PAUSE).await;
+            self.tell(Event::NoCeiling);
+        }
+    }
+
+    async fn call(
+        &self,
+        shard: ShardId,
+        request: shard::Request,
+        deadline: Instant,
+    ) -> Result<shard::Response, RouteError> {
+        self.inner
+            .router
+            .shard(shard, request, Resend::Idempotent, deadline)
+            .await
+    }
+
+    async fn ask_for_vote(self, shard: ShardId, prepare: Prepare, deadline: Instant) {
+        let txn = prepare.txn;
+        let vote = match self.call(shard, shard::Request::Prepare(prepare), deadline).await {
+            Ok(shard::Response::Vote(vote)) => Some(vote),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::debug!(%txn, %shard, %error, "no vote");
+                None
+            }
+        };
+        self.tell(Event::Voted {
+            txn,
+            participant: ParticipantId::Shard(shard),
+            vote,
+        });
+    }
+
+    /// The shard answers the same however often it is asked, so asking again is harmless.
+    async fn commit_one_phase(self, shard: ShardId, commit: CommitOnePhase, deadline: Instant) {
+        let txn = commit.txn;
+        let answer = self
+            .call(shard, shard::Request::CommitOnePhase(commit), deadline)
+            .await;
+        self.tell(Event::OnePhase {
+            txn,
+            shard,
+            answer: one_phase(answer),
+        });
+    }
+
+    async fn ask_shard(self, shard: ShardId, txn: TxnId) {
+        let deadline = Instant::now() + ATTEMPT_TIMEOUT;
+        let answer = one_phase(self.call(shard, shard::Request::Outcome { txn }, deadline).await);
+        if answer == OnePhase::Unknown {
+            sleep(ATTEMPT_PAUSE).await;
+        }
+        self.tell(Event::OnePhase { txn, shard, answer });
+    }
+
+    async fn finish(self, shard: ShardId, decisions: Vec<(TxnId, shard::Decision)>) {
+        let request = shard::Request::Finish {
+            epoch: self.epoch,
+            decisions: decisions.clone(),
+        };
+        let answer = self.call(shard, request, Instant::now() + ATTEMPT_TIMEOUT).await;
+        let ok = matches!(answer, Ok(shard::Response::Finished));
+        if !ok {
+            sleep(ATTEMPT_PAUSE).await;
+        }
+        self.tell(Event::Delivered { shard, decisions, ok });
+    }
+
+    async fn collect(self, shard: ShardId, after: Option<TxnId>) {
+        while self
+            .inner
+            .core
+            .lock()
+            .leader
+            .as_ref()
+            .is_some_and(|leader| leader.epoch() == self.epoch)
+        {
+            let request = shard::Request::Prepared {
+                epoch: self.epoch,
+                after,
+                count_max: PAGE,
+            };
+            match self.call(shard, request, Instant::now() + ATTEMPT_TIMEOUT).await {
+                Ok(shard::Response::Prepared { txns, more }) => {
+                    let txns: Vec<TxnId> = txns.into_iter().map(|prepared| prepared.txn).collect();
+                    if !txns.is_empty() {
+                        tracing::info!(%shard, count = txns.len(), "transactions in doubt");
+                    }
+                    return self.tell(Event::Page { shard, txns, more });
+                }
+                Ok(_) => tracing::warn!(%shard, "the shard answered something else"),
+                Err(error) => tracing::debug!(%shard, %error, "cannot collect prepared transactions yet"),
+            }
+            sleep(ATTEMPT_PAUSE).await;
+        }
+    }
+}
+
+fn one_phase(answer: Result<shard::Response, RouteError>) -> OnePhase {
+    match answer {
+        Ok(shard::Response::Outcome(outcome)) => OnePhase::Ended(outcome),
+        Ok(shard::Response::Expired) => OnePhase::Expired,
+        Ok(_) => OnePhase::Unknown,
+        Err(error) => {
+            tracing::debug!(%error, "the shard did not tell the outcome");
+            OnePhase::Unknown
+        }
+    }
+}
+
+/// A request's place among those that wait; given up when dropped.
+struct Waiting<'a> {
+    core: &'a Core,
+    id: u64,
+    txn: TxnId,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut core = self.core.lock();
+        if core.requests.remove(&self.id).is_some() {
+            self.core.handle(
+                &mut core,
+                Event::GaveUp {
+                    id: self.id,
+                    txn: self.txn,
+                },
+            );
+        }
+    }
+}

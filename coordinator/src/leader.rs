@@ -1,0 +1,984 @@
+//! What only the coordinators' leader knows, and forgets when it is deposed.
+//!
+//! ```text
+//! Commit ─► Voting ─ all Yes ─► (time) ─► Deciding ─ committed ─► answer, then Finish to all ─► Forget
+//!             │ No, or late
+//!             └───────────────► answer *aborted*, then Abort to all
+//! Commit of one shard ─► OnePhase ─ the shard's word ─► (time covers it) ─► answer
+//! Commit again, Outcome ─► nothing known? ─► Refusing: a fence in the log, or at the shard ─► answer
+//! ```
+//!
+//! Why *aborted* may be told for a transaction that left no trace: this leader does not start it
+//! any more (`refused`), earlier leaders cannot decide it any more (their epoch is over), and later
+//! ones find the fence.
+//!
+//! Pure: time is an argument, effects are handed out by [`Leader::poll_effect`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::time::{Duration, Instant};
+
+use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, TXN_BYTES_MAX, TXN_KEYS_MAX};
+use troth_protocol::message::coordinator::{Commit, Resolution};
+use troth_protocol::message::shard::{CommitOnePhase, Decision as Word, Prepare, Vote};
+use troth_protocol::message::txn::{Cause, Outcome, Part};
+use troth_protocol::{Epoch, ParticipantId, Reject, ShardId, Timestamp, TxnId};
+
+use crate::command::{Decision, Record, Verdict};
+use crate::commit::{Ballot, Step};
+use crate::finish::Courier;
+use crate::oracle::Oracle;
+use crate::recovery::Recovery;
+use crate::state::{State, View};
+
+/// Names a request that waits for an answer.
+pub type RequestId = u64;
+
+/// What is due is looked at this often.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Finished transactions are forgotten this many at a time, or at the next tick.
+const FORGET_MAX: usize = 512;
+
+/// Old outcomes are given up this often.
+const RETIRE_EVERY: Duration = Duration::from_secs(60);
+
+/// Transactions that this leader remembers not to start; the oldest make way.
+const REFUSED_MAX: usize = 1 << 20;
+
+/// What bounds a leader.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Transactions in flight; after that new ones are refused as overload.
+    pub in_flight_max: usize,
+    /// Bytes of transactions in flight.
+    pub bytes_max: usize,
+    /// Decisions that not all participants have applied.
+    pub unfinished_max: usize,
+    /// How long votes are waited for, if the client does not give up before.
+    pub vote_timeout: Duration,
+    /// How old a transaction may be when it commits.
+    pub age_max: Duration,
+    /// How long outcomes stay answerable.
+    pub outcome_retention: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            in_flight_max: 8192,
+            bytes_max: 512 << 20,
+            unfinished_max: 1 << 16,
+            vote_timeout: Duration::from_secs(10),
+            age_max: TXN_AGE_MAX,
+            outcome_retention: OUTCOME_RETENTION,
+        }
+    }
+}
+
+/// A moment, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For deadlines.
+    pub instant: Instant,
+    /// For timestamps: milliseconds since the Unix epoch.
+    pub millis: u64,
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// Somebody wants to commit.
+    Commit {
+        /// Names the request.
+        id: RequestId,
+        /// The transaction.
+        commit: Commit,
+        /// When nobody waits for the answer any more.
+        deadline: Instant,
+    },
+    /// Somebody asks how a transaction ended.
+    Outcome {
+        /// Names the request.
+        id: RequestId,
+        /// The transaction.
+        txn: TxnId,
+        /// Its participants; empty: not known.
+        participants: Vec<ParticipantId>,
+    },
+    /// Nobody waits for this answer any more.
+    GaveUp {
+        /// The request.
+        id: RequestId,
+        /// What it was about.
+        txn: TxnId,
+    },
+    /// A participant has voted.
+    Voted {
+        /// The transaction.
+        txn: TxnId,
+        /// Who.
+        participant: ParticipantId,
+        /// How; `None`: it could not be asked in time.
+        vote: Option<Vote>,
+    },
+    /// A shard has told the outcome of a one-shard transaction.
+    OnePhase {
+        /// The transaction.
+        txn: TxnId,
+        /// The shard.
+        shard: ShardId,
+        /// What it said.
+        answer: OnePhase,
+    },
+    /// Decisions or fences were applied.
+    Applied {
+        /// What became of each transaction.
+        verdicts: Vec<(TxnId, Verdict)>,
+    },
+    /// These decisions or fences were not proposed: the group was too busy.
+    NotProposed {
+        /// The transactions.
+        txns: Vec<TxnId>,
+    },
+    /// A shard has applied decisions, or not.
+    Delivered {
+        /// The shard.
+        shard: ShardId,
+        /// The decisions.
+        decisions: Vec<(TxnId, Word)>,
+        /// Whether it answered.
+        ok: bool,
+    },
+    /// A ceiling is committed.
+    Ceiling(Timestamp),
+    /// A ceiling was not proposed.
+    NoCeiling,
+    /// A shard has named prepared transactions.
+    Page {
+        /// The shard.
+        shard: ShardId,
+        /// The transactions, in the order of ids.
+        txns: Vec<TxnId>,
+        /// There may be more.
+        more: bool,
+    },
+}
+
+/// What a shard says about a one-shard transaction.
+#[derive(Clone, PartialEq, Debug)]
+pub enum OnePhase {
+    /// This is how it ended.
+    Ended(Outcome),
+    /// It began longer ago than outcomes are kept.
+    Expired,
+    /// The shard could not be asked.
+    Unknown,
+}
+
+/// What is to be done.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// Ask a shard for its vote.
+    Prepare {
+        /// The shard.
+        shard: ShardId,
+        /// The question.
+        prepare: Prepare,
+        /// When the vote comes too late.
+        deadline: Instant,
+    },
+    /// Let a shard commit by itself.
+    CommitOnePhase {
+        /// The shard.
+        shard: ShardId,
+        /// The transaction.
+        commit: CommitOnePhase,
+        /// When to ask for the outcome instead.
+        deadline: Instant,
+    },
+    /// Ask a shard for the outcome of a one-shard transaction, for ever.
+    AskShard {
+        /// The shard.
+        shard: ShardId,
+        /// The transaction.
+        txn: TxnId,
+    },
+    /// Propose these decisions.
+    Decide(Vec<Decision>),
+    /// Propose that these can never commit.
+    Refuse(Vec<TxnId>),
+    /// Propose that these are finished.
+    Forget(Vec<TxnId>),
+    /// Propose this ceiling.
+    Ceiling(Timestamp),
+    /// Propose to give up outcomes of transactions that began before this.
+    Retire(Timestamp),
+    /// Tell a shard what was decided.
+    Finish {
+        /// The shard.
+        shard: ShardId,
+        /// The decisions.
+        decisions: Vec<(TxnId, Word)>,
+    },
+    /// Ask a shard for prepared transactions, until it answers.
+    Collect {
+        /// The shard.
+        shard: ShardId,
+        /// After this one.
+        after: Option<TxnId>,
+    },
+    /// Answer a request.
+    Answer {
+        /// The request.
+        id: RequestId,
+        /// The answer.
+        answer: Answer,
+    },
+}
+
+/// How a request about a transaction is answered.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Answer {
+    /// This is how it ended.
+    Ended(Outcome),
+    /// It began longer ago than outcomes are kept.
+    Expired,
+    /// The request is refused.
+    Rejected(Reject),
+}
+
+/// A transaction that something is being done about.
+#[derive(Debug)]
+struct Flight {
+    waiters: Vec<RequestId>,
+    bytes: usize,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+#[expect(clippy::enum_variant_names, reason = "a one-phase commit is called that")]
+enum Phase {
+    /// Votes are missing.
+    Voting { ballot: Ballot, deadline: Instant },
+    /// All have agreed; the ceiling is too low for a timestamp.
+    AwaitingTime {
+        participants: Vec<ParticipantId>,
+        above: Timestamp,
+    },
+    /// The decision is on its way into the log.
+    Deciding(Decision),
+    /// A shard commits by itself, or is asked how that ended.
+    OnePhase,
+    /// A shard has committed at a moment that the ceiling does not cover yet.
+    Covering { commit_ts: Timestamp },
+    /// A fence is on its way into the log. If it stands, these shards are asked too.
+    Refusing { cause: Cause, shards: BTreeSet<ShardId> },
+    /// The fence stands; these shards have not said yet that they know of no commit.
+    Asking { cause: Cause, shards: BTreeSet<ShardId> },
+}
+
+/// Transactions that this leader must not start.
+#[derive(Default, Debug)]
+struct Refused {
+    txns: BTreeSet<TxnId>,
+    /// All that began before this are refused.
+    before: Timestamp,
+}
+
+impl Refused {
+    fn insert(&mut self, txn: TxnId) {
+        self.txns.insert(txn);
+        if self.txns.len() > REFUSED_MAX
+            && let Some(oldest) = self.txns.pop_first()
+        {
+            self.before = oldest.start.next();
+        }
+    }
+
+    fn contains(&self, txn: TxnId) -> bool {
+        txn.start < self.before || self.txns.contains(&txn)
+    }
+
+    /// Those that are too old to be started anyway need not be remembered.
+    fn prune(&mut self, too_old: Timestamp) {
+        while self.txns.first().is_some_and(|txn| txn.start < too_old) {
+            self.txns.pop_first();
+        }
+    }
+}
+
+/// The volatile side of the coordinators' leader.
+#[derive(Debug)]
+pub struct Leader {
+    epoch: Epoch,
+    limits: Limits,
+    oracle: Oracle,
+    flights: BTreeMap<TxnId, Flight>,
+    bytes: usize,
+    deadlines: BTreeSet<(Instant, TxnId)>,
+    refused: Refused,
+    courier: Courier,
+    forget: Vec<TxnId>,
+    recovery: Recovery,
+    tick_at: Instant,
+    retire_at: Instant,
+    committed: u64,
+    aborted: u64,
+    effects: VecDeque<Effect>,
+}
+
+impl Leader {
+    /// A new leader: it takes up all that is unfinished, and asks all shards what they have
+    /// prepared.
+    pub fn new(epoch: Epoch, limits: Limits, now: Now, state: &State) -> Leader {
+        let shards = state
+            .catalog()
+            .filter(|catalog| catalog.map.is_placed())
+            .map_or(0, |c| c.settings.shards);
+        let mut leader = Leader {
+            epoch,
+            limits,
+            oracle: Oracle::new(state.marks().ceiling),
+            flights: BTreeMap::new(),
+            bytes: 0,
+            deadlines: BTreeSet::new(),
+            refused: Refused::default(),
+            courier: Courier::default(),
+            forget: Vec::new(),
+            recovery: Recovery::new(shards),
+            tick_at: now.instant + TICK,
+            retire_at: now.instant + RETIRE_EVERY,
+            committed: 0,
+            aborted: 0,
+            effects: VecDeque::new(),
+        };
+        for decision in state.unfinished().values() {
+            let word = Word::Commit {
+                commit_ts: decision.commit_ts,
+            };
+            leader
+                .courier
+                .dispatch(decision.txn, word, &decision.participants);
+        }
+        let questions: Vec<_> = leader.recovery.questions().collect();
+        for (shard, after) in questions {
+            leader.effects.push_back(Effect::Collect { shard, after });
+        }
+        leader.settle_up(now);
+        leader
+    }
+
+    /// Which leadership this is.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Transactions that something is being done about.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Transactions committed and aborted by this leader.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.committed, self.aborted)
+    }
+
+    /// Whether all that earlier leaders left behind is settled.
+    pub fn has_recovered(&self) -> bool {
+        self.recovery.is_done()
+    }
+
+    /// Hands out consecutive timestamps; `None` while the ceiling is too low.
+    pub fn timestamps(&mut self, now: Now, count: u32) -> Option<Timestamp> {
+        let first = self.oracle.next(now.millis, count.max(1).into());
+        if let Some(ceiling) = self.oracle.poll_ceiling(now.millis) {
+            self.effects.push_back(Effect::Ceiling(ceiling));
+        }
+        first
+    }
+
+    /// Tells a shard what is known of transactions that it has prepared. To be asked only after a
+    /// read barrier.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn resolve(
+        &mut self,
+        txns: &[TxnId],
+        state: &State,
+        view: &impl View,
+    ) -> io::Result<Vec<Resolution>> {
+        txns.iter()
+            .map(|txn| self.resolution(*txn, state, view))
+            .collect()
+    }
+
+    fn resolution(&mut self, txn: TxnId, state: &State, view: &impl View) -> io::Result<Resolution> {
+        if self.flights.contains_key(&txn) {
+            return Ok(Resolution::InFlight);
+        }
+        if let Some(decision) = state.unfinished().get(&txn) {
+            return Ok(Resolution::Committed {
+                commit_ts: decision.commit_ts,
+            });
+        }
+        if let Some(Record::Committed { commit_ts }) = view.record(txn)? {
+            return Ok(Resolution::Committed { commit_ts });
+        }
+        self.refused.insert(txn);
+        Ok(Resolution::Aborted)
+    }
+
+    /// Takes in what happened.
+    pub fn handle_event(&mut self, now: Now, event: Event, state: &State, view: &impl View) {
+        match event {
+            Event::Commit { id, commit, deadline } => self.submit(now, id, commit, deadline, state, view),
+            Event::Outcome {
+                id,
+                txn,
+                participants,
+            } => {
+                let shards = match &participants[..] {
+                    [] => state.catalog().map_or(0, |catalog| catalog.settings.shards),
+                    _ => 0,
+                };
+                let everywhere = (0..shards).map(ShardId).collect();
+                self.ask(id, txn, &participants, Cause::Settled, everywhere, state, view);
+            }
+            Event::GaveUp { id, txn } => {
+                if let Some(flight) = self.flights.get_mut(&txn) {
+                    flight.waiters.retain(|waiter| *waiter != id);
+                }
+            }
+            Event::Voted {
+                txn,
+                participant,
+                vote,
+            } => self.voted(now, txn, &participant, vote),
+            Event::OnePhase { txn, shard, answer } => self.one_phase(txn, shard, answer),
+            Event::Applied { verdicts } => {
+                for (txn, verdict) in verdicts {
+                    self.applied(txn, verdict);
+                }
+            }
+            Event::NotProposed { txns } => self.propose_again(&txns),
+            Event::Delivered {
+                shard,
+                decisions,
+                ok: true,
+            } => {
+                let done = self.courier.delivered(shard, &decisions);
+                self.forget.extend(done);
+                if self.forget.len() >= FORGET_MAX {
+                    self.flush_forget();
+                }
+            }
+            Event::Delivered {
+                shard,
+                decisions,
+                ok: false,
+            } => self.courier.failed(shard, decisions),
+            Event::Ceiling(ceiling) => {
+                self.oracle.raise(ceiling);
+                self.time_passed(now);
+            }
+            Event::NoCeiling => self.oracle.ceiling_failed(),
+            Event::Page { shard, txns, more } => self.page(shard, &txns, more, state, view),
+        }
+        self.settle_up(now);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        while let Some(&(deadline, txn)) = self.deadlines.first()
+            && deadline <= now.instant
+        {
+            self.deadlines.pop_first();
+            if let Some(Flight {
+                phase: Phase::Voting { ballot, .. },
+                ..
+            }) = self.flights.get(&txn)
+            {
+                let cause = ballot.expire();
+                self.abort(txn, cause);
+            }
+        }
+        if self.tick_at <= now.instant {
+            self.tick_at = now.instant + TICK;
+            self.flush_forget();
+            self.refused.prune(self.oracle.last().minus(self.limits.age_max));
+        }
+        if self.retire_at <= now.instant {
+            self.retire_at = now.instant + RETIRE_EVERY;
+            let before = self.oracle.last().minus(self.limits.outcome_retention);
+            self.effects.push_back(Effect::Retire(before));
+        }
+        self.settle_up(now);
+    }
+
+    /// When [`Leader::handle_timeout`] is due next.
+    pub fn poll_timeout(&self) -> Instant {
+        let deadline = self
+            .deadlines
+            .first()
+            .map_or(self.tick_at, |(deadline, _)| *deadline);
+        deadline.min(self.tick_at)
+    }
+
+    /// The next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    // --- first submissions ----------------------------------------------------------------------
+
+    fn submit(
+        &mut self,
+        now: Now,
+        id: RequestId,
+        commit: Commit,
+        deadline: Instant,
+        state: &State,
+        view: &impl View,
+    ) {
+        let Commit {
+            txn,
+            epoch,
+            resubmission,
+            parts,
+        } = commit;
+        let participants: Vec<ParticipantId> = parts.iter().map(|part| part.participant.clone()).collect();
+        if resubmission {
+            let cause = Cause::CoordinatorChanged;
+            return self.ask(id, txn, &participants, cause, BTreeSet::new(), state, view);
+        }
+        if epoch != self.epoch {
+            return self.reject(id, Reject::StaleEpoch { current: self.epoch });
+        }
+        if let Some(flight) = self.flights.get_mut(&txn) {
+            return flight.waiters.push(id);
+        }
+        if let Err(reject) = self.check(txn, &parts, state) {
+            return self.reject(id, reject);
+        }
+        if self.refused.contains(txn) {
+            return self.answer_aborted(id, Cause::Settled);
+        }
+        if txn.start < self.oracle.last().minus(self.limits.age_max) {
+            return self.answer_aborted(id, Cause::TooOld);
+        }
+        let bytes = parts.iter().map(|part| part.work.bytes()).sum();
+        let full = self.flights.len() >= self.limits.in_flight_max
+            || self.bytes + bytes > self.limits.bytes_max
+            || self.courier.unfinished() >= self.limits.unfinished_max;
+        if full {
+            return self.reject(id, Reject::overloaded(Duration::from_millis(20)));
+        }
+        self.bytes += bytes;
+        let deadline = deadline.min(now.instant + self.limits.vote_timeout);
+        let phase = self.begin(txn, participants, parts, deadline);
+        self.flights.insert(
+            txn,
+            Flight {
+                waiters: vec![id],
+                bytes,
+                phase,
+            },
+        );
+    }
+
+    /// Whether a transaction is one that a client can have made.
+    fn check(&self, txn: TxnId, parts: &[Part], state: &State) -> Result<(), Reject> {
+        let shards = state.catalog().map_or(0, |catalog| catalog.settings.shards);
+        let malformed = |reason: &str| Err(Reject::malformed(format!("transaction {txn} {reason}")));
+        if txn.start > self.oracle.last() {
+            return malformed("begins in the future");
+        }
+        let mut seen = BTreeSet::new();
+        for part in parts {
+            match &part.participant {
+                ParticipantId::Shard(shard) if shard.0 >= shards => {
+                    return malformed("names a shard that is not");
+                }
+                ParticipantId::Shard(_) => {}
+                ParticipantId::Resource(_) => return malformed("names a resource, and none is configured"),
+            }
+            if !seen.insert(&part.participant) {
+                return malformed("names a participant twice");
+            }
+        }
+        if parts.is_empty() {
+            return malformed("has no participants");
+        }
+        let keys: usize = parts.iter().map(|part| part.work.keys()).sum();
+        let bytes: usize = parts.iter().map(|part| part.work.bytes()).sum();
+        if keys > TXN_KEYS_MAX || bytes > TXN_BYTES_MAX {
+            let reason = format!(
+                "transaction {txn} has {keys} keys and {bytes} bytes; at most {TXN_KEYS_MAX} and {TXN_BYTES_MAX} may be"
+            );
+            return Err(Reject::TooLarge { reason });
+        }
+        Ok(())
+    }
+
+    fn begin(
+        &mut self,
+        txn: TxnId,
+        participants: Vec<ParticipantId>,
+        mut parts: Vec<Part>,
+        deadline: Instant,
+    ) -> Phase {
+        let floor = self.oracle.last();
+        if let [
+            Part {
+                participant: ParticipantId::Shard(shard),
+                work,
+            },
+        ] = &mut parts[..]
+        {
+            let commit = CommitOnePhase {
+                txn,
+                floor,
+                work: std::mem::take(work),
+            };
+            self.effects.push_back(Effect::CommitOnePhase {
+                shard: *shard,
+                commit,
+                deadline,
+            });
+            return Phase::OnePhase;
+        }
+        for part in parts {
+            let shard = part.participant.shard().expect("checked to be a shard");
+            let prepare = Prepare {
+                txn,
+                epoch: self.epoch,
+                floor,
+                participants: participants.clone(),
+                work: part.work,
+            };
+            self.effects.push_back(Effect::Prepare {
+                shard,
+                prepare,
+                deadline,
+            });
+        }
+        self.deadlines.insert((deadline, txn));
+        Phase::Voting {
+            ballot: Ballot::new(participants),
+            deadline,
+        }
+    }
+
+    // --- votes and decisions --------------------------------------------------------------------
+
+    fn voted(&mut self, now: Now, txn: TxnId, participant: &ParticipantId, vote: Option<Vote>) {
+        let Some(Flight {
+            phase: Phase::Voting { ballot, deadline },
+            ..
+        }) = self.flights.get_mut(&txn)
+        else {
+            return;
+        };
+        let deadline = (*deadline, txn);
+        let step = match vote {
+            Some(vote) => ballot.vote(participant, vote),
+            None => Step::Failed {
+                cause: Cause::Unreachable {
+                    participant: participant.clone(),
+                },
+            },
+        };
+        match step {
+            Step::Wait => {}
+            Step::Failed { cause } => {
+                self.deadlines.remove(&deadline);
+                self.abort(txn, cause);
+            }
+            Step::Agreed { above } => {
+                self.deadlines.remove(&deadline);
+                let participants = ballot.participants().to_vec();
+                self.agree(now, txn, participants, above);
+            }
+        }
+    }
+
+    /// All have voted Yes: only now is the commit timestamp drawn.
+    fn agree(&mut self, now: Now, txn: TxnId, participants: Vec<ParticipantId>, above: Timestamp) {
+        self.oracle.observe(above);
+        let phase = match self.oracle.next(now.millis, 1) {
+            None => Phase::AwaitingTime { participants, above },
+            Some(commit_ts) => {
+                let decision = Decision {
+                    txn,
+                    commit_ts,
+                    participants,
+                };
+                self.effects.push_back(Effect::Decide(vec![decision.clone()]));
+                Phase::Deciding(decision)
+            }
+        };
+        self.flights.get_mut(&txn).expect("it is being voted on").phase = phase;
+    }
+
+    fn applied(&mut self, txn: TxnId, verdict: Verdict) {
+        let Some(flight) = self.flights.get(&txn) else {
+            return;
+        };
+        match (&flight.phase, verdict) {
+            (Phase::Deciding(decision), Verdict::Recorded(Record::Committed { commit_ts })) => {
+                assert_eq!(decision.commit_ts, commit_ts, "{txn} is decided once");
+                let participants = decision.participants.clone();
+                self.courier
+                    .dispatch(txn, Word::Commit { commit_ts }, &participants);
+                self.end(txn, Answer::Ended(Outcome::Committed { commit_ts }));
+            }
+            (Phase::Deciding(_), Verdict::Recorded(Record::Refused)) => self.abort(txn, Cause::Settled),
+            (Phase::Refusing { .. }, Verdict::Recorded(Record::Committed { commit_ts })) => {
+                self.end(txn, Answer::Ended(Outcome::Committed { commit_ts }));
+            }
+            (Phase::Refusing { cause, shards }, Verdict::Recorded(Record::Refused)) => {
+                let (cause, shards) = (cause.clone(), shards.clone());
+                if shards.is_empty() {
+                    return self.abort(txn, cause);
+                }
+                for shard in &shards {
+                    self.effects.push_back(Effect::AskShard { shard: *shard, txn });
+                }
+                self.flights.get_mut(&txn).expect("it is in flight").phase = Phase::Asking { cause, shards };
+            }
+            (Phase::Refusing { .. }, Verdict::Expired) => self.end(txn, Answer::Expired),
+            // A later leader is at work; it knows, or will.
+            (_, Verdict::Superseded) => self.end(txn, Answer::Rejected(Reject::Deposed)),
+            (_, Verdict::Recorded(_) | Verdict::Expired) => {}
+        }
+    }
+
+    fn propose_again(&mut self, txns: &[TxnId]) {
+        for txn in txns {
+            match self.flights.get(txn).map(|flight| &flight.phase) {
+                Some(Phase::Deciding(decision)) => {
+                    self.effects.push_back(Effect::Decide(vec![decision.clone()]));
+                }
+                Some(Phase::Refusing { .. }) => self.effects.push_back(Effect::Refuse(vec![*txn])),
+                _ => {}
+            }
+        }
+    }
+
+    fn one_phase(&mut self, txn: TxnId, shard: ShardId, answer: OnePhase) {
+        let Some(flight) = self.flights.get_mut(&txn) else {
+            return;
+        };
+        match (&mut flight.phase, answer) {
+            (Phase::OnePhase | Phase::Asking { .. }, OnePhase::Unknown) => {
+                self.effects.push_back(Effect::AskShard { shard, txn });
+            }
+            (Phase::OnePhase | Phase::Asking { .. }, OnePhase::Ended(Outcome::Committed { commit_ts })) => {
+                if self.oracle.observe(commit_ts) {
+                    self.end(txn, Answer::Ended(Outcome::Committed { commit_ts }));
+                } else {
+                    flight.phase = Phase::Covering { commit_ts };
+                }
+            }
+            (Phase::OnePhase, OnePhase::Ended(Outcome::Aborted { cause })) => {
+                self.end(txn, Answer::Ended(Outcome::Aborted { cause }));
+            }
+            (Phase::OnePhase, OnePhase::Expired) => self.end(txn, Answer::Expired),
+            (
+                Phase::Asking { cause, shards },
+                OnePhase::Ended(Outcome::Aborted { .. }) | OnePhase::Expired,
+            ) => {
+                shards.remove(&shard);
+                if shards.is_empty() {
+                    let cause = cause.clone();
+                    self.abort(txn, cause);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The ceiling is higher: whoever waited for it goes on.
+    fn time_passed(&mut self, now: Now) {
+        let waiting: Vec<TxnId> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| matches!(flight.phase, Phase::AwaitingTime { .. } | Phase::Covering { .. }))
+            .map(|(txn, _)| *txn)
+            .collect();
+        for txn in waiting {
+            match &self.flights[&txn].phase {
+                Phase::AwaitingTime { participants, above } => {
+                    let (participants, above) = (participants.clone(), *above);
+                    self.agree(now, txn, participants, above);
+                }
+                Phase::Covering { commit_ts } => {
+                    let commit_ts = *commit_ts;
+                    if self.oracle.covers(commit_ts) {
+                        self.end(txn, Answer::Ended(Outcome::Committed { commit_ts }));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    // --- questions ------------------------------------------------------------------------------
+
+    /// Finds out how a transaction ended, and makes sure that it stays so.
+    #[expect(clippy::too_many_arguments, reason = "a private step that two events share")]
+    fn ask(
+        &mut self,
+        id: RequestId,
+        txn: TxnId,
+        participants: &[ParticipantId],
+        cause: Cause,
+        shards: BTreeSet<ShardId>,
+        state: &State,
+        view: &impl View,
+    ) {
+        if let Some(flight) = self.flights.get_mut(&txn) {
+            return flight.waiters.push(id);
+        }
+        if txn.start > self.oracle.last() {
+            let reason = format!("transaction {txn} begins in the future");
+            return self.reject(id, Reject::malformed(reason));
+        }
+        let phase = if let [ParticipantId::Shard(shard)] = participants {
+            // The shard is the one to ask; a fence there keeps it from committing later.
+            self.effects.push_back(Effect::AskShard { shard: *shard, txn });
+            Phase::OnePhase
+        } else {
+            match view.record(txn) {
+                Err(error) => {
+                    return self.reject(
+                        id,
+                        Reject::Internal {
+                            reason: error.to_string(),
+                        },
+                    );
+                }
+                Ok(Some(Record::Committed { commit_ts })) => {
+                    let outcome = Outcome::Committed { commit_ts };
+                    return self.effects.push_back(Effect::Answer {
+                        id,
+                        answer: Answer::Ended(outcome),
+                    });
+                }
+                Ok(Some(Record::Refused)) if shards.is_empty() => {
+                    return self.answer_aborted(id, Cause::Settled);
+                }
+                Ok(Some(Record::Refused) | None) => {}
+            }
+            if txn.start < state.marks().outcomes_before {
+                return self.effects.push_back(Effect::Answer {
+                    id,
+                    answer: Answer::Expired,
+                });
+            }
+            self.effects.push_back(Effect::Refuse(vec![txn]));
+            Phase::Refusing { cause, shards }
+        };
+        self.flights.insert(
+            txn,
+            Flight {
+                waiters: vec![id],
+                bytes: 0,
+                phase,
+            },
+        );
+    }
+
+    fn page(&mut self, shard: ShardId, txns: &[TxnId], more: bool, state: &State, view: &impl View) {
+        if let Some((shard, after)) = self.recovery.page(shard, txns, more) {
+            self.effects.push_back(Effect::Collect { shard, after });
+        }
+        for txn in txns {
+            // What is unfinished is on its way already; what is in flight was begun by this leader.
+            if state.unfinished().contains_key(txn) {
+                continue;
+            }
+            let word = match self.resolution(*txn, state, view) {
+                Ok(Resolution::Committed { commit_ts }) => Word::Commit { commit_ts },
+                Ok(Resolution::Aborted) => Word::Abort,
+                // The shard will ask again.
+                Ok(Resolution::InFlight) | Err(_) => continue,
+            };
+            self.courier.enqueue(shard, *txn, word);
+        }
+    }
+
+    // --- endings --------------------------------------------------------------------------------
+
+    /// Presumed abort: nothing is logged, whoever may have prepared is told, and this leader never
+    /// starts it again.
+    fn abort(&mut self, txn: TxnId, cause: Cause) {
+        if let Some(flight) = self.flights.get(&txn) {
+            let participants = match &flight.phase {
+                Phase::Voting { ballot, .. } => ballot.participants().to_vec(),
+                Phase::Deciding(decision) => decision.participants.clone(),
+                Phase::AwaitingTime { .. }
+                | Phase::OnePhase
+                | Phase::Covering { .. }
+                | Phase::Refusing { .. }
+                | Phase::Asking { .. } => Vec::new(),
+            };
+            self.courier.dispatch(txn, Word::Abort, &participants);
+        }
+        self.end(txn, Answer::Ended(Outcome::Aborted { cause }));
+    }
+
+    fn end(&mut self, txn: TxnId, answer: Answer) {
+        let Some(flight) = self.flights.remove(&txn) else {
+            return;
+        };
+        self.bytes -= flight.bytes;
+        match &answer {
+            Answer::Ended(Outcome::Committed { .. }) => self.committed += 1,
+            Answer::Ended(Outcome::Aborted { .. }) => {
+                self.aborted += 1;
+                self.refused.insert(txn);
+            }
+            Answer::Expired | Answer::Rejected(_) => self.refused.insert(txn),
+        }
+        for id in flight.waiters {
+            self.effects.push_back(Effect::Answer {
+                id,
+                answer: answer.clone(),
+            });
+        }
+    }
+
+    fn reject(&mut self, id: RequestId, reject: Reject) {
+        self.effects.push_back(Effect::Answer {
+            id,
+            answer: Answer::Rejected(reject),
+        });
+    }
+
+    fn answer_aborted(&mut self, id: RequestId, cause: Cause) {
+        self.effects.push_back(Effect::Answer {
+            id,
+            answer: Answer::Ended(Outcome::Aborted { cause }),
+        });
+    }
+
+    fn flush_forget(&mut self) {
+        if !self.forget.is_empty() {
+            self.effects
+                .push_back(Effect::Forget(std::mem::take(&mut self.forget)));
+        }
+    }
+
+    /// After every step: messages that may go out, and the ceiling.
+    fn settle_up(&mut self, now: Now) {
+        while let Some((shard, decisions)) = self.courier.poll_message() {
+            self.effects.push_back(Effect::Finish { shard, decisions });
+        }
+        if let Some(ceiling) = self.oracle.poll_ceiling(now.millis) {
+            self.effects.push_back(Effect::Ceiling(ceiling));
+        }
+    }
+}
