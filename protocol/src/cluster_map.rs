@@ -39,7 +39,7 @@ pub struct ClusterMap {
 impl ClusterMap {
     /// Whether every shard has a home.
     pub fn is_placed(&self) -> bool {
-        self.placement.len() == usize::from(self.shards)
+        self.shards > 0 && self.placement.len() == usize::from(self.shards)
     }
 
     /// A participant by its id.

@@ -1,0 +1,91 @@
+//! How an application finds its cluster.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use troth_protocol::net::tls::{CredentialFiles, Credentials};
+use troth_protocol::process::{self, Source, TlsSection};
+
+use crate::error::Error;
+
+/// How an application finds its cluster, and how patient it is.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Some of the coordinators, `host:port` each; one that answers is enough.
+    pub coordinators: Vec<String>,
+    /// Who the application is.
+    pub credentials: Credentials,
+    /// The local address to talk from; port 0: the system chooses one.
+    pub bind: SocketAddr,
+    /// How long a transaction may take, with all its retries.
+    pub timeout: Duration,
+}
+
+/// The file `client.toml`, as `troth init` writes it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    coordinators: Vec<String>,
+    tls: TlsSection,
+    timeout_ms: Option<u64>,
+}
+
+impl ClientConfig {
+    /// A configuration with defaults for everything that has one: a timeout of 30 s.
+    pub fn new(coordinators: Vec<String>, credentials: Credentials) -> ClientConfig {
+        let any = if coordinators.iter().all(|address| is_loopback(address)) {
+            [127, 0, 0, 1]
+        } else {
+            [0; 4]
+        };
+        ClientConfig {
+            coordinators,
+            credentials,
+            bind: SocketAddr::from((any, 0)),
+            timeout: Duration::from_secs(30),
+        }
+    }
+
+    /// Reads a file like this one; relative paths are relative to it:
+    ///
+    /// ```toml
+    /// coordinators = ["127.0.0.1:7450"]
+    /// timeout_ms = 30000
+    /// [tls]
+    /// ca = "ca.pem"
+    /// cert = "client.pem"
+    /// key = "client-key.pem"
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the file and line.
+    pub fn load(path: &Path) -> Result<ClientConfig, Error> {
+        let config = |error: &dyn std::fmt::Display| Error::Config(error.to_string());
+        let (file, source): (File, Source) = process::load(path).map_err(|error| config(&error))?;
+        if file.coordinators.is_empty() {
+            let reason = "must name at least one coordinator: host:port";
+            return Err(config(&source.error("coordinators", reason)));
+        }
+        let relative = |path: &PathBuf| source.path(path);
+        let files = CredentialFiles {
+            ca: relative(&file.tls.ca),
+            cert: relative(&file.tls.cert),
+            key: relative(&file.tls.key),
+        };
+        let credentials = files.load().map_err(|error| config(&error))?;
+        let mut loaded = ClientConfig::new(file.coordinators, credentials);
+        if let Some(millis) = file.timeout_ms {
+            loaded.timeout = Duration::from_millis(millis);
+        }
+        Ok(loaded)
+    }
+}
+
+fn is_loopback(address: &str) -> bool {
+    address
+        .parse::<SocketAddr>()
+        .is_ok_and(|address| address.ip().is_loopback())
+        || address.starts_with("localhost:")
+}

@@ -1,0 +1,210 @@
+//! A whole cluster in this process: the real servers, over real QUIC on loopback, on real RocksDB.
+//!
+//! For development and tests, and for applications that start small: what runs here runs unchanged
+//! on a cluster of machines.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+
+use troth_coordinator::config::PeerSection;
+use troth_protocol::clock::Clock;
+use troth_protocol::net::tls::CERTIFICATE_VALIDITY;
+
+use crate::Role;
+use crate::client::Client;
+use crate::config::ClientConfig;
+use crate::error::Error;
+use crate::layout::Layout;
+
+/// What an embedded cluster is like.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// Coordinators: 1, 3 or 5.
+    pub coordinators: u16,
+    /// Participants: at least as many as replicas.
+    pub nodes: u16,
+    /// Replicas of each shard: 1, 3 or 5.
+    pub replicas: u16,
+    /// Shards.
+    pub shards: u16,
+    /// The folder for data and certificates. A cluster that was there before goes on.
+    pub dir: PathBuf,
+    /// The port of the first coordinator, the others following; `None`: the system chooses.
+    pub port: Option<u16>,
+}
+
+impl Default for ClusterConfig {
+    /// One coordinator, three participants, one replica, sixteen shards, in `./troth`.
+    fn default() -> ClusterConfig {
+        ClusterConfig {
+            coordinators: 1,
+            nodes: 3,
+            replicas: 1,
+            shards: 16,
+            dir: "troth".into(),
+            port: None,
+        }
+    }
+}
+
+/// A running embedded cluster.
+pub struct Cluster {
+    layout: Layout,
+    addresses: Vec<String>,
+    clock: Clock,
+    coordinators: Vec<troth_coordinator::Server>,
+    participants: Vec<troth_participant::Server>,
+}
+
+impl Cluster {
+    /// Starts a cluster, or goes on with the one in the folder.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration makes no sense, a folder or port cannot be used, or
+    /// what is stored is damaged.
+    pub async fn start(config: ClusterConfig) -> Result<Cluster, Error> {
+        let layout = Layout::at(&config.dir);
+        prepare_certificates(&layout, &config)?;
+        let addresses = coordinator_addresses(&config)?;
+        layout.write_clients(&addresses).map_err(broken)?;
+        let mut cluster = Cluster {
+            layout,
+            addresses,
+            clock: Clock::system(),
+            coordinators: Vec::new(),
+            participants: Vec::new(),
+        };
+        if let Err(error) = cluster.start_servers(&config).await {
+            cluster.shutdown().await;
+            return Err(error);
+        }
+        Ok(cluster)
+    }
+
+    async fn start_servers(&mut self, config: &ClusterConfig) -> Result<(), Error> {
+        let peers: Vec<PeerSection> = self
+            .addresses
+            .iter()
+            .zip(1..)
+            .map(|(address, id)| PeerSection {
+                id,
+                address: address.clone(),
+            })
+            .collect();
+        for peer in &peers {
+            let name = format!("coordinator-{}", peer.id);
+            let mut server = troth_coordinator::Config::new(peer.id, config.dir.join("data").join(&name));
+            server.quic.bind = peer.address.parse().map_err(broken)?;
+            server.coordinators = peers.clone();
+            server.shards = config.shards;
+            server.replicas = config.replicas;
+            server.nodes = config.nodes;
+            let credentials = self.layout.credentials(&name).load().map_err(broken)?;
+            let started = troth_coordinator::Server::start(server, &credentials, self.clock.clone()).await;
+            self.coordinators.push(started.map_err(broken)?);
+        }
+        for id in 1..=config.nodes {
+            let name = format!("participant-{id}");
+            let data = config.dir.join("data").join(&name);
+            let server = troth_participant::Config::new(id.into(), data, self.addresses.clone());
+            let credentials = self.layout.credentials(&name).load().map_err(broken)?;
+            let started = troth_participant::Server::start(server, &credentials, self.clock.clone()).await;
+            self.participants.push(started.map_err(broken)?);
+        }
+        Ok(())
+    }
+
+    /// How to connect to this cluster.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the certificates are gone.
+    pub fn client_config(&self) -> Result<ClientConfig, Error> {
+        let credentials = self
+            .layout
+            .credentials(Role::Client.name())
+            .load()
+            .map_err(broken)?;
+        Ok(ClientConfig::new(self.addresses.clone(), credentials))
+    }
+
+    /// Connects to this cluster, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn client(&self) -> Result<Client, Error> {
+        Client::connect(self.client_config()?).await
+    }
+
+    /// Where the coordinators listen.
+    pub fn coordinators(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// The files of this cluster.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The wall clock of all its servers, so that a test can move it.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Stops all servers, and returns when the folder can be used again.
+    pub async fn shutdown(self) {
+        for server in self.participants {
+            server.shutdown().await;
+        }
+        for server in self.coordinators {
+            server.shutdown().await;
+        }
+    }
+}
+
+fn broken(error: impl std::fmt::Display) -> Error {
+    Error::Config(error.to_string())
+}
+
+/// Makes the certificates that are missing.
+fn prepare_certificates(layout: &Layout, config: &ClusterConfig) -> Result<(), Error> {
+    let authority = if layout.exists() {
+        layout.authority()
+    } else {
+        layout.create_authority()
+    }
+    .map_err(broken)?;
+    let coordinators = (1..=config.coordinators).map(|id| (Role::Coordinator, format!("coordinator-{id}")));
+    let participants = (1..=config.nodes).map(|id| (Role::Participant, format!("participant-{id}")));
+    let clients = [Role::Client, Role::Admin].map(|role| (role, role.name().to_owned()));
+    for (role, name) in coordinators.chain(participants).chain(clients) {
+        if !layout.folder().join(format!("{name}.pem")).exists() {
+            layout
+                .issue(&authority, role, &name, CERTIFICATE_VALIDITY)
+                .map_err(broken)?;
+        }
+    }
+    Ok(())
+}
+
+/// Coordinators must know each other's addresses before they start.
+fn coordinator_addresses(config: &ClusterConfig) -> Result<Vec<String>, Error> {
+    let ports = match config.port {
+        Some(first) => (0..config.coordinators).map(|number| first + number).collect(),
+        None => free_ports(config.coordinators).map_err(broken)?,
+    };
+    Ok(ports
+        .into_iter()
+        .map(|port| SocketAddr::from(([127, 0, 0, 1], port)).to_string())
+        .collect())
+}
+
+/// Ports that were free a moment ago.
+pub(crate) fn free_ports(count: u16) -> std::io::Result<Vec<u16>> {
+    let sockets: Vec<UdpSocket> = (0..count)
+        .map(|_| UdpSocket::bind(("127.0.0.1", 0)))
+        .collect::<Result<_, _>>()?;
+    sockets
+        .iter()
+        .map(|socket| Ok(socket.local_addr()?.port()))
+        .collect()
+}

@@ -1,0 +1,95 @@
+//! Reading at one moment, from whatever shards hold the keys.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+use tokio::time::Instant;
+use troth_protocol::message::shard::{Request, Response, Row, Version};
+use troth_protocol::routing::{Resend, Router};
+use troth_protocol::{Key, KeyRange, ShardId, Timestamp};
+
+use crate::error::Error;
+
+/// Keys that one request names.
+const KEYS_MAX: usize = 1000;
+
+/// Reads at a moment.
+#[derive(Clone)]
+pub(crate) struct Reader {
+    pub(crate) router: Arc<Router>,
+    pub(crate) at: Timestamp,
+    pub(crate) deadline: Instant,
+}
+
+impl Reader {
+    pub(crate) fn shards(&self) -> u16 {
+        self.router.map().shards
+    }
+
+    /// The versions of keys, in the order of the keys. Shards are asked at the same time.
+    pub(crate) async fn read(&self, keys: &[Key]) -> Result<Vec<Version>, Error> {
+        let mut places: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
+        for (place, key) in keys.iter().enumerate() {
+            places.entry(key.shard(self.shards())).or_default().push(place);
+        }
+        let requests = places.iter().flat_map(|(shard, places)| {
+            places
+                .chunks(KEYS_MAX)
+                .map(|chunk| self.read_shard(*shard, chunk, keys))
+        });
+        let mut versions = vec![
+            Version {
+                version: Timestamp::ZERO,
+                value: None
+            };
+            keys.len()
+        ];
+        for (places, found) in try_join_all(requests).await? {
+            for (place, version) in places.iter().zip(found) {
+                versions[*place] = version;
+            }
+        }
+        Ok(versions)
+    }
+
+    async fn read_shard<'a>(
+        &self,
+        shard: ShardId,
+        places: &'a [usize],
+        keys: &[Key],
+    ) -> Result<(&'a [usize], Vec<Version>), Error> {
+        let keys: Vec<Key> = places.iter().map(|place| keys[*place].clone()).collect();
+        let request = Request::Read { at: self.at, keys };
+        match self
+            .router
+            .shard(shard, request, Resend::Idempotent, self.deadline)
+            .await?
+        {
+            Response::Values(versions) if versions.len() == places.len() => Ok((places, versions)),
+            _ => Err(Error::unavailable("a shard answered something else")),
+        }
+    }
+
+    /// A page of a range from one shard, and whether there may be more.
+    pub(crate) async fn page(
+        &self,
+        shard: ShardId,
+        range: KeyRange,
+        rows_max: u32,
+    ) -> Result<(Vec<Row>, bool), Error> {
+        let request = Request::Scan {
+            at: self.at,
+            range,
+            rows_max,
+        };
+        match self
+            .router
+            .shard(shard, request, Resend::Idempotent, self.deadline)
+            .await?
+        {
+            Response::Page { rows, more } => Ok((rows, more)),
+            _ => Err(Error::unavailable("a shard answered something else")),
+        }
+    }
+}
