@@ -62,6 +62,9 @@ struct Flags {
     /// The private key of the certificate.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Stop when standard input ends, as it does when whoever started this process has ended.
+    #[arg(long)]
+    stop_with_parent: bool,
     /// How to write the log: pretty or json.
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -103,7 +106,9 @@ fn configure(flags: Flags) -> anyhow::Result<(Config, Credentials)> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let (config, credentials) = match configure(Flags::parse()) {
+    let flags = Flags::parse();
+    let with_parent = flags.stop_with_parent;
+    let (config, credentials) = match configure(flags) {
         Ok(configured) => configured,
         Err(error) => {
             eprintln!("troth-participant: {error}");
@@ -111,7 +116,7 @@ async fn main() -> ExitCode {
         }
     };
     process::abort_on_panic();
-    match run(config, &credentials).await {
+    match run(config, &credentials, with_parent).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("troth-participant: {error}");
@@ -120,7 +125,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config, credentials: &Credentials) -> anyhow::Result<()> {
+async fn run(config: Config, credentials: &Credentials, with_parent: bool) -> anyhow::Result<()> {
     let server = Server::start(config, credentials, Clock::system()).await?;
     let mut failure = server.failure();
     let failed = async {
@@ -130,7 +135,7 @@ async fn run(config: Config, credentials: &Credentials) -> anyhow::Result<()> {
         }
     };
     let failed = tokio::select! {
-        stop = process::asked_to_stop() => stop.map(|()| None)?,
+        stop = process::asked_to_stop(with_parent) => stop.map(|()| None)?,
         reason = failed => Some(reason),
     };
     server.shutdown().await;

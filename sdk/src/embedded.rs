@@ -199,7 +199,7 @@ fn coordinator_addresses(config: &ClusterConfig) -> Result<Vec<String>, Error> {
 }
 
 /// Ports that were free a moment ago.
-pub(crate) fn free_ports(count: u16) -> std::io::Result<Vec<u16>> {
+fn free_ports(count: u16) -> std::io::Result<Vec<u16>> {
     let sockets: Vec<UdpSocket> = (0..count)
         .map(|_| UdpSocket::bind(("127.0.0.1", 0)))
         .collect::<Result<_, _>>()?;

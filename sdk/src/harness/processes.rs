@@ -1,0 +1,310 @@
+//! A cluster of real processes on this machine, in a folder.
+//!
+//! Processes end with the [`Processes`] that started them, and also if this process is killed: they
+//! watch a pipe to it.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::Role;
+use crate::config::ClientConfig;
+use crate::error::Error;
+use crate::layout::{Layout, LayoutError, Plan};
+
+/// Something about the processes failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// A program is not where it should be.
+    #[error("{path} is not there; build it with `make build`")]
+    NoBinary {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The files of the cluster cannot be made.
+    #[error("{0}")]
+    Layout(#[from] LayoutError),
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> ProcessError {
+    let what = what.into();
+    move |source| ProcessError::Io { what, source }
+}
+
+/// What the cluster is like.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Coordinators: 1, 3 or 5.
+    pub coordinators: u16,
+    /// Participants.
+    pub nodes: u16,
+    /// Replicas of each shard: 1, 3 or 5.
+    pub replicas: u16,
+    /// Shards.
+    pub shards: u16,
+}
+
+/// One process of the cluster, running or not.
+pub struct Process {
+    /// `coordinator-1`, `participant-2`, …
+    pub name: String,
+    program: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Process {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn start(&mut self) -> Result<(), ProcessError> {
+        let log = File::options().create(true).append(true).open(&self.log);
+        let log = log.map_err(failed(format!("cannot write {}", self.log.display())))?;
+        let mut command = Command::new(&self.program);
+        command
+            .arg("--config")
+            .arg(&self.config)
+            .arg("--stop-with-parent");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
+        let child = command
+            .spawn()
+            .map_err(failed(format!("cannot start {}", self.program.display())))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Where it writes its log.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Kills it: SIGKILL, without a moment to tidy up. Returns its former process id.
+    ///
+    /// # Errors
+    /// If it does not run, or the system refuses.
+    pub fn kill(&mut self) -> Result<u32, ProcessError> {
+        let what = format!("cannot kill {}", self.name);
+        let mut child = self.take(&what)?;
+        let pid = child.id();
+        child.kill().and_then(|()| child.wait()).map_err(failed(what))?;
+        Ok(pid)
+    }
+
+    /// Asks it to stop, and waits until it has.
+    ///
+    /// # Errors
+    /// If it does not run, or does not stop within `patience`; it is killed then.
+    pub fn stop(&mut self, patience: Duration) -> Result<ExitStatus, ProcessError> {
+        let what = format!("cannot stop {}", self.name);
+        self.signal(Signal::TERM)?;
+        let mut child = self.take(&what)?;
+        let deadline = Instant::now() + patience;
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(failed(what)(io::Error::from(io::ErrorKind::TimedOut)));
+                }
+                Err(error) => return Err(failed(what)(error)),
+            }
+        }
+    }
+
+    /// Sends it a signal, for example SIGSTOP.
+    ///
+    /// # Errors
+    /// If it does not run, or the system refuses.
+    pub fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
+        let what = format!("cannot signal {}", self.name);
+        let child = self.child.as_ref();
+        let pid = child.and_then(|child| Pid::from_raw(child.id() as i32));
+        let pid = pid.ok_or_else(|| failed(what.clone())(io::Error::other("it does not run")))?;
+        kill_process(pid, signal).map_err(|error| failed(what)(error.into()))
+    }
+
+    /// Processor time that it has used, all threads together; zero if it does not run.
+    pub fn cpu(&self) -> Duration {
+        self.pid().map_or(Duration::ZERO, cpu_of)
+    }
+
+    fn take(&mut self, what: &str) -> Result<Child, ProcessError> {
+        self.child
+            .take()
+            .ok_or_else(|| failed(what)(io::Error::other("it does not run")))
+    }
+}
+
+/// Processor time that a process has used, user and system, all threads together.
+pub fn cpu_of(pid: u32) -> Duration {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return Duration::ZERO;
+    };
+    // The second field is a name that may hold anything, in parentheses.
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |at: usize| {
+        fields
+            .get(at)
+            .and_then(|field| field.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let per_second = rustix::param::clock_ticks_per_second();
+    Duration::from_secs_f64((ticks(11) + ticks(12)) as f64 / per_second as f64)
+}
+
+/// A cluster of processes.
+pub struct Processes {
+    layout: Layout,
+    addresses: Vec<String>,
+    /// The coordinators.
+    pub coordinators: Vec<Process>,
+    /// The participants.
+    pub participants: Vec<Process>,
+}
+
+impl Processes {
+    /// Lays out a new cluster in a folder, with programs from another. Nothing is started.
+    ///
+    /// # Errors
+    /// If the folder cannot be written, or the programs are not there.
+    pub fn create(folder: &Path, binaries: &Path, shape: Shape) -> Result<Processes, ProcessError> {
+        let layout = Layout::at(folder);
+        let ports = free_ports(shape.coordinators + shape.nodes).map_err(failed("cannot find free ports"))?;
+        let addresses: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let (coordinators, participants) = addresses.split_at(shape.coordinators.into());
+        layout.create(&Plan {
+            coordinators: coordinators.to_vec(),
+            participants: participants.to_vec(),
+            shards: shape.shards,
+            replicas: shape.replicas,
+        })?;
+        let logs = folder.join("logs");
+        fs::create_dir_all(&logs).map_err(failed(format!("cannot make {}", logs.display())))?;
+        let process = |role: Role, id: usize| {
+            let program = binaries.join(format!("troth-{role}"));
+            if !program.exists() {
+                return Err(ProcessError::NoBinary { path: program });
+            }
+            let name = format!("{role}-{id}");
+            let config = folder.join(format!("{name}.toml"));
+            let log = logs.join(format!("{name}.log"));
+            Ok(Process {
+                name,
+                program,
+                config,
+                log,
+                child: None,
+            })
+        };
+        let all = |role: Role, count: u16| -> Result<Vec<Process>, ProcessError> {
+            (1..=count.into()).map(|id| process(role, id)).collect()
+        };
+        Ok(Processes {
+            coordinators: all(Role::Coordinator, shape.coordinators)?,
+            participants: all(Role::Participant, shape.nodes)?,
+            addresses: coordinators.to_vec(),
+            layout,
+        })
+    }
+
+    /// Starts all processes.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn start(&mut self) -> Result<(), ProcessError> {
+        self.all_mut().try_for_each(Process::start)
+    }
+
+    /// All processes.
+    pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.coordinators.iter_mut().chain(&mut self.participants)
+    }
+
+    /// Processor time that all running processes have used.
+    pub fn cpu(&self) -> Duration {
+        self.coordinators
+            .iter()
+            .chain(&self.participants)
+            .map(Process::cpu)
+            .sum()
+    }
+
+    /// How to connect to this cluster.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the certificates are gone.
+    pub fn client_config(&self) -> Result<ClientConfig, Error> {
+        let files = self.layout.credentials(Role::Client.name());
+        let credentials = files.load().map_err(|error| Error::Config(error.to_string()))?;
+        Ok(ClientConfig::new(self.addresses.clone(), credentials))
+    }
+
+    /// The files of this cluster.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for process in self.all_mut().filter(|process| process.child.is_some()) {
+            let _ = process.kill();
+        }
+    }
+}
+
+/// Where the programs of this build lie: beside the running one, or, for a test, one folder up.
+///
+/// # Errors
+/// If the system does not tell where the running program is.
+pub fn binaries() -> Result<PathBuf, ProcessError> {
+    let program = std::env::current_exe().map_err(failed("cannot find the running program"))?;
+    let folder = program.parent().map(Path::to_owned).unwrap_or_default();
+    let is_test = folder.file_name().is_some_and(|name| name == "deps");
+    Ok(if is_test {
+        folder.parent().map(Path::to_owned).unwrap_or_default()
+    } else {
+        folder
+    })
+}
+
+/// Ports that were free a moment ago.
+///
+/// # Errors
+/// If the system has none.
+pub fn free_ports(count: u16) -> io::Result<Vec<u16>> {
+    let sockets: Vec<UdpSocket> = (0..count)
+        .map(|_| UdpSocket::bind(("127.0.0.1", 0)))
+        .collect::<Result<_, _>>()?;
+    sockets
+        .iter()
+        .map(|socket| Ok(socket.local_addr()?.port()))
+        .collect()
+}
