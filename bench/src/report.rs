@@ -59,14 +59,8 @@ impl Report {
             "{} on {} coordinators, {} nodes, {} replicas, {} clients, {:.1} s",
             self.workload, self.coordinators, self.nodes, self.replicas, self.clients, self.seconds
         );
-        println!(
-            "  {:>10.0} transactions per second ({} committed)",
-            self.tps, self.committed
-        );
-        println!(
-            "  {:>10} µs p50   {} µs p99   {} µs max",
-            self.p50_us, self.p99_us, self.max_us
-        );
+        println!("  {:>10.0} transactions per second ({} committed)", self.tps, self.committed);
+        println!("  {:>10} µs p50   {} µs p99   {} µs max", self.p50_us, self.p99_us, self.max_us);
         println!("  {:>10} attempts repeated, {} errors", self.aborts, self.errors);
         println!(
             "  {:>10.0} µs of processor time per transaction, {:.0} of them in the clients",

@@ -95,14 +95,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         histogram.add(latencies?)?;
     }
     let audit = bank.audit_within(Duration::from_secs(30)).await?;
-    let expected = Audit {
-        accounts: options.accounts as usize,
-        total: opened.total,
-    };
-    ensure!(
-        audit == expected,
-        "the books do not balance: {audit:?} instead of {expected:?}"
-    );
+    let expected = Audit { accounts: options.accounts as usize, total: opened.total };
+    ensure!(audit == expected, "the books do not balance: {audit:?} instead of {expected:?}");
 
     let per_txn = |cpu: Duration| cpu.as_secs_f64() * 1e6 / committed.max(1) as f64;
     let mut report = Report {

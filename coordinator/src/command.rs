@@ -1,9 +1,6 @@
 //! Everything that may enter the coordinators' log, and what comes out.
 
-#![expect(
-    missing_docs,
-    reason = "what rkyv derives for enums has none; all that is written here does"
-)]
+#![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use troth_protocol::{ClusterId, Epoch, Node, ParticipantId, Timestamp, TxnId};
 

@@ -52,15 +52,8 @@ impl Ballot {
     /// If there are none, or one twice: such a transaction must have been refused.
     pub fn new(participants: Vec<ParticipantId>) -> Ballot {
         let missing: BTreeSet<ParticipantId> = participants.iter().cloned().collect();
-        assert!(
-            !missing.is_empty() && missing.len() == participants.len(),
-            "each participant votes once"
-        );
-        Ballot {
-            participants,
-            missing,
-            above: Timestamp::ZERO,
-        }
+        assert!(!missing.is_empty() && missing.len() == participants.len(), "each participant votes once");
+        Ballot { participants, missing, above: Timestamp::ZERO }
     }
 
     /// Everybody who votes.
@@ -85,11 +78,7 @@ impl Ballot {
 
     /// No more votes are waited for.
     pub fn expire(&self) -> Cause {
-        let participant = self
-            .missing
-            .first()
-            .cloned()
-            .expect("a ballot that waits misses a vote");
+        let participant = self.missing.first().cloned().expect("a ballot that waits misses a vote");
         Cause::Unreachable { participant }
     }
 }
@@ -104,9 +93,7 @@ mod tests {
     }
 
     fn yes(above: u64) -> Vote {
-        Vote::Yes {
-            above: Timestamp(above),
-        }
+        Vote::Yes { above: Timestamp(above) }
     }
 
     #[test]
@@ -114,22 +101,10 @@ mod tests {
         let mut ballot = Ballot::new(vec![shard(1), shard(2), shard(3)]);
         assert_eq!(ballot.vote(&shard(2), yes(7)), Step::Wait);
         assert_eq!(ballot.vote(&shard(2), yes(7)), Step::Wait, "twice is once");
-        assert_eq!(
-            ballot.vote(&shard(9), yes(7)),
-            Step::Wait,
-            "a stranger does not count"
-        );
+        assert_eq!(ballot.vote(&shard(9), yes(7)), Step::Wait, "a stranger does not count");
         assert_eq!(ballot.vote(&shard(1), yes(9)), Step::Wait);
-        assert_eq!(
-            ballot.expire(),
-            Cause::Unreachable {
-                participant: shard(3)
-            }
-        );
-        assert_eq!(
-            ballot.vote(&shard(3), yes(8)),
-            Step::Agreed { above: Timestamp(9) }
-        );
+        assert_eq!(ballot.expire(), Cause::Unreachable { participant: shard(3) });
+        assert_eq!(ballot.vote(&shard(3), yes(8)), Step::Agreed { above: Timestamp(9) });
         assert_eq!(ballot.vote(&shard(3), yes(8)), Step::Wait, "it is agreed once");
     }
 

@@ -153,18 +153,12 @@ impl File {
         if id == 0 {
             return Err(source.error("id", "must be 1 or more"));
         }
-        let data = self
-            .data
-            .clone()
-            .ok_or_else(|| missing("data", "data = \"/var/lib/troth\""))?;
-        let quic = self
-            .network
-            .quic(self.listen.as_deref().unwrap_or("127.0.0.1:7450"), source)?;
+        let data = self.data.clone().ok_or_else(|| missing("data", "data = \"/var/lib/troth\""))?;
+        let quic = self.network.quic(self.listen.as_deref().unwrap_or("127.0.0.1:7450"), source)?;
         if quic.bind.ip().is_unspecified() && self.advertise.is_none() && self.coordinator.is_empty() {
-            return Err(source.error(
-                "advertise",
-                "is needed when listen is an address that others cannot call",
-            ));
+            return Err(
+                source.error("advertise", "is needed when listen is an address that others cannot call")
+            );
         }
         self.check_coordinators(id, source)?;
         let (shards, replicas, nodes) = self.resolve_cluster(source)?;
@@ -228,18 +222,12 @@ impl File {
             }
             limits.in_flight_max = in_flight;
         }
-        limits.age_max = self
-            .limits
-            .transaction_age_s
-            .map_or(TXN_AGE_MAX, Duration::from_secs);
+        limits.age_max = self.limits.transaction_age_s.map_or(TXN_AGE_MAX, Duration::from_secs);
         if limits.age_max.is_zero() || limits.age_max >= VERSION_RETENTION {
             let reason = format!("must be from 1 to {}", VERSION_RETENTION.as_secs() - 1);
             return Err(source.error("limits.transaction_age_s", reason));
         }
-        limits.outcome_retention = self
-            .limits
-            .outcomes_s
-            .map_or(OUTCOME_RETENTION, Duration::from_secs);
+        limits.outcome_retention = self.limits.outcomes_s.map_or(OUTCOME_RETENTION, Duration::from_secs);
         if limits.outcome_retention < VERSION_RETENTION {
             let reason = format!("must be at least {}", VERSION_RETENTION.as_secs());
             return Err(source.error("limits.outcomes_s", reason));
@@ -256,27 +244,16 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("c.toml");
         std::fs::write(&path, text).expect("writable");
-        let error = File::load(&path)
-            .and_then(|(file, source)| file.resolve(&source))
-            .expect_err(text)
-            .to_string();
-        assert_eq!(
-            error.replace(path.to_str().expect("a plain path"), "c.toml"),
-            expected
-        );
+        let error =
+            File::load(&path).and_then(|(file, source)| file.resolve(&source)).expect_err(text).to_string();
+        assert_eq!(error.replace(path.to_str().expect("a plain path"), "c.toml"), expected);
     }
 
     #[test]
     fn wrong_configurations_are_refused_with_line_and_fix() {
         let with = |line: &str| format!("id = 1\ndata = \"/tmp/x\"\n{line}\n");
-        check(
-            "id = 1\n",
-            "data: is missing; for example: data = \"/var/lib/troth\"",
-        );
-        check(
-            &with("[cluster]\nreplicas = 2"),
-            "c.toml:4: cluster.replicas: must be 1, 3 or 5",
-        );
+        check("id = 1\n", "data: is missing; for example: data = \"/var/lib/troth\"");
+        check(&with("[cluster]\nreplicas = 2"), "c.toml:4: cluster.replicas: must be 1, 3 or 5");
         check(
             &with("[cluster]\nreplicas = 3\nnodes = 2"),
             "c.toml:5: cluster.nodes: must be at least replicas, which is 3",

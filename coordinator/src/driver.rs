@@ -81,12 +81,7 @@ impl Coordinator {
     ) -> Result<Coordinator, StartError> {
         let machine = CoordinatorMachine::new(store, &core);
         let group = Group::start(group, store, writer, machine).await?;
-        let CoordinatorConfig {
-            id,
-            coordinators,
-            settings,
-            limits,
-        } = config;
+        let CoordinatorConfig { id, coordinators, settings, limits } = config;
         let inner = Arc::new(Inner {
             id,
             coordinators,
@@ -122,19 +117,11 @@ impl Coordinator {
             Request::Commit(commit) => {
                 let txn = commit.txn;
                 let deadline_std = deadline.into_std();
-                let event = |id| Event::Commit {
-                    id,
-                    commit,
-                    deadline: deadline_std,
-                };
+                let event = |id| Event::Commit { id, commit, deadline: deadline_std };
                 inner.ask_leader(txn, event, deadline).await
             }
             Request::Outcome { txn, participants } => {
-                let event = |id| Event::Outcome {
-                    id,
-                    txn,
-                    participants,
-                };
+                let event = |id| Event::Outcome { id, txn, participants };
                 inner.ask_leader(txn, event, deadline).await
             }
             Request::Map { known } => Ok(inner.map(known)),
@@ -154,12 +141,7 @@ impl Coordinator {
         };
         let (committed, aborted) = core.leader.as_ref().map_or((0, 0), Leader::counts);
         let seen = inner.seen.lock();
-        let since = |node: &Node| {
-            (
-                node.id,
-                seen.get(&node.id).map(|seen| seen.elapsed().as_millis() as u64),
-            )
-        };
+        let since = |node: &Node| (node.id, seen.get(&node.id).map(|seen| seen.elapsed().as_millis() as u64));
         let map = core.state.catalog().map(|catalog| &catalog.map);
         CoordinatorStatus {
             cluster: inner.settings.cluster,
@@ -240,11 +222,7 @@ impl Inner {
             }
             core.requests.insert(id, sender);
             self.core.handle(&mut core, event(id));
-            Waiting {
-                core: &self.core,
-                id,
-                txn,
-            }
+            Waiting { core: &self.core, id, txn }
         };
         let answer = timeout_at(deadline, answer).await;
         drop(request);
@@ -264,16 +242,10 @@ impl Inner {
         let Some(leader) = leader else {
             return Err(self.not_leader());
         };
-        let resolutions =
-            leader
-                .resolve(txns, state, &self.core.view())
-                .map_err(|error| Reject::Internal {
-                    reason: error.to_string(),
-                })?;
-        Ok(Response::Resolved {
-            epoch: leader.epoch(),
-            resolutions,
-        })
+        let resolutions = leader
+            .resolve(txns, state, &self.core.view())
+            .map_err(|error| Reject::Internal { reason: error.to_string() })?;
+        Ok(Response::Resolved { epoch: leader.epoch(), resolutions })
     }
 
     fn map(&self, known: MapEpoch) -> Response {
@@ -291,9 +263,7 @@ impl Inner {
             if core.leader.is_none() {
                 return Err(self.not_leader());
             }
-            core.state
-                .catalog()
-                .is_none_or(|catalog| catalog.map.node(id) != Some(&node))
+            core.state.catalog().is_none_or(|catalog| catalog.map.node(id) != Some(&node))
         };
         if unknown {
             tracing::info!(node = %id, address = node.address, "a participant has registered");
@@ -340,10 +310,7 @@ impl Inner {
     }
 
     async fn take_lead(&self) {
-        let lead = Command::Lead {
-            coordinators: self.coordinators.clone(),
-            settings: self.settings,
-        };
+        let lead = Command::Lead { coordinators: self.coordinators.clone(), settings: self.settings };
         let epoch = match self.propose(&lead).await {
             Ok(Output::Leads(epoch)) => epoch,
             Ok(other) => unreachable!("a lead leads to an epoch, not to {other:?}"),
@@ -370,12 +337,7 @@ impl Inner {
     async fn follow_map(self: Arc<Inner>) {
         let mut epoch = self.core.map_epoch.subscribe();
         loop {
-            let map: Option<ClusterMap> = self
-                .core
-                .lock()
-                .state
-                .catalog()
-                .map(|catalog| catalog.map.clone());
+            let map: Option<ClusterMap> = self.core.lock().state.catalog().map(|catalog| catalog.map.clone());
             if let Some(map) = map {
                 self.router.learn(map);
             }
@@ -391,18 +353,11 @@ impl Inner {
         loop {
             let (todo, leader) = {
                 let mut core = self.core.lock();
-                let leader = core
-                    .leader
-                    .as_ref()
-                    .map(|leader| (leader.epoch(), leader.poll_timeout()));
+                let leader = core.leader.as_ref().map(|leader| (leader.epoch(), leader.poll_timeout()));
                 (std::mem::take(&mut core.todo), leader)
             };
             if let Some((epoch, _)) = leader {
-                Errand {
-                    inner: self.clone(),
-                    epoch,
-                }
-                .perform(todo);
+                Errand { inner: self.clone(), epoch }.perform(todo);
             }
             let timeout = leader.map(|(_, timeout)| timeout);
             let due = async {
@@ -449,18 +404,10 @@ impl Errand {
                     self.propose_and_forget(Command::Retire { outcomes_before });
                 }
                 Effect::Ceiling(ceiling) => self.spawn(self.clone().raise_ceiling(ceiling)),
-                Effect::Prepare {
-                    shard,
-                    prepare,
-                    deadline,
-                } => {
+                Effect::Prepare { shard, prepare, deadline } => {
                     self.spawn(self.clone().ask_for_vote(shard, prepare, deadline.into()));
                 }
-                Effect::CommitOnePhase {
-                    shard,
-                    commit,
-                    deadline,
-                } => {
+                Effect::CommitOnePhase { shard, commit, deadline } => {
                     self.spawn(self.clone().commit_one_phase(shard, commit, deadline.into()));
                 }
                 Effect::AskShard { shard, txn } => self.spawn(self.clone().ask_shard(shard, txn)),
@@ -470,13 +417,7 @@ impl Errand {
         }
         if !decisions.is_empty() {
             let txns = decisions.iter().map(|decision| decision.txn).collect();
-            self.propose_for(
-                txns,
-                &Command::Decide {
-                    epoch: self.epoch,
-                    decisions,
-                },
-            );
+            self.propose_for(txns, &Command::Decide { epoch: self.epoch, decisions });
         }
         if !refusals.is_empty() {
             self.propose_for(refusals.clone(), &Command::Refuse { txns: refusals });
@@ -496,11 +437,7 @@ impl Errand {
     fn tell(&self, event: Event) {
         let core = &self.inner.core;
         let mut inner = core.lock();
-        if inner
-            .leader
-            .as_ref()
-            .is_some_and(|leader| leader.epoch() == self.epoch)
-        {
+        if inner.leader.as_ref().is_some_and(|leader| leader.epoch() == self.epoch) {
             core.handle(&mut inner, event);
         }
     }
@@ -537,10 +474,7 @@ impl Errand {
     }
 
     async fn raise_ceiling(self, ceiling: Timestamp) {
-        let command = Command::Ceiling {
-            epoch: self.epoch,
-            ceiling,
-        };
+        let command = Command::Ceiling { epoch: self.epoch, ceiling };
         if let Err(error) = self.inner.propose(&command).await {
             tracing::debug!(%error, "the ceiling is not raised");
             sleep(ATTEMPT_PAUSE).await;
@@ -554,10 +488,7 @@ impl Errand {
         request: shard::Request,
         deadline: Instant,
     ) -> Result<shard::Response, RouteError> {
-        self.inner
-            .router
-            .shard(shard, request, Resend::Idempotent, deadline)
-            .await
+        self.inner.router.shard(shard, request, Resend::Idempotent, deadline).await
     }
 
     async fn ask_for_vote(self, shard: ShardId, prepare: Prepare, deadline: Instant) {
@@ -570,24 +501,14 @@ impl Errand {
                 None
             }
         };
-        self.tell(Event::Voted {
-            txn,
-            participant: ParticipantId::Shard(shard),
-            vote,
-        });
+        self.tell(Event::Voted { txn, participant: ParticipantId::Shard(shard), vote });
     }
 
     /// The shard answers the same however often it is asked, so asking again is harmless.
     async fn commit_one_phase(self, shard: ShardId, commit: CommitOnePhase, deadline: Instant) {
         let txn = commit.txn;
-        let answer = self
-            .call(shard, shard::Request::CommitOnePhase(commit), deadline)
-            .await;
-        self.tell(Event::OnePhase {
-            txn,
-            shard,
-            answer: one_phase(answer),
-        });
+        let answer = self.call(shard, shard::Request::CommitOnePhase(commit), deadline).await;
+        self.tell(Event::OnePhase { txn, shard, answer: one_phase(answer) });
     }
 
     async fn ask_shard(self, shard: ShardId, txn: TxnId) {
@@ -600,10 +521,7 @@ impl Errand {
     }
 
     async fn finish(self, shard: ShardId, decisions: Vec<(TxnId, shard::Decision)>) {
-        let request = shard::Request::Finish {
-            epoch: self.epoch,
-            decisions: decisions.clone(),
-        };
+        let request = shard::Request::Finish { epoch: self.epoch, decisions: decisions.clone() };
         let answer = self.call(shard, request, Instant::now() + ATTEMPT_TIMEOUT).await;
         let ok = matches!(answer, Ok(shard::Response::Finished));
         if !ok {
@@ -613,19 +531,8 @@ impl Errand {
     }
 
     async fn collect(self, shard: ShardId, after: Option<TxnId>) {
-        while self
-            .inner
-            .core
-            .lock()
-            .leader
-            .as_ref()
-            .is_some_and(|leader| leader.epoch() == self.epoch)
-        {
-            let request = shard::Request::Prepared {
-                epoch: self.epoch,
-                after,
-                count_max: PAGE,
-            };
+        while self.inner.core.lock().leader.as_ref().is_some_and(|leader| leader.epoch() == self.epoch) {
+            let request = shard::Request::Prepared { epoch: self.epoch, after, count_max: PAGE };
             match self.call(shard, request, Instant::now() + ATTEMPT_TIMEOUT).await {
                 Ok(shard::Response::Prepared { txns, more }) => {
                     let txns: Vec<TxnId> = txns.into_iter().map(|prepared| prepared.txn).collect();
@@ -665,13 +572,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut core = self.core.lock();
         if core.requests.remove(&self.id).is_some() {
-            self.core.handle(
-                &mut core,
-                Event::GaveUp {
-                    id: self.id,
-                    txn: self.txn,
-                },
-            );
+            self.core.handle(&mut core, Event::GaveUp { id: self.id, txn: self.txn });
         }
     }
 }

@@ -38,10 +38,7 @@ impl Courier {
     pub fn dispatch(&mut self, txn: TxnId, decision: Decision, participants: &[ParticipantId]) {
         let shards: BTreeSet<ShardId> = participants.iter().filter_map(ParticipantId::shard).collect();
         for shard in &shards {
-            let full = self
-                .queues
-                .get(shard)
-                .is_some_and(|queue| queue.aborts >= ABORTS_MAX);
+            let full = self.queues.get(shard).is_some_and(|queue| queue.aborts >= ABORTS_MAX);
             if decision != Decision::Abort || !full {
                 self.enqueue(*shard, txn, decision);
             }
@@ -105,19 +102,13 @@ impl Courier {
     }
 
     fn sent(&mut self, shard: ShardId) {
-        let queue = self
-            .queues
-            .get_mut(&shard)
-            .expect("a message was sent to this shard");
+        let queue = self.queues.get_mut(&shard).expect("a message was sent to this shard");
         queue.sending -= 1;
     }
 }
 
 fn aborts(decisions: &[(TxnId, Decision)]) -> usize {
-    decisions
-        .iter()
-        .filter(|(_, decision)| *decision == Decision::Abort)
-        .count()
+    decisions.iter().filter(|(_, decision)| *decision == Decision::Abort).count()
 }
 
 #[cfg(test)]
@@ -126,22 +117,14 @@ mod tests {
     use troth_protocol::{ClientId, Timestamp};
 
     fn txn(number: u64) -> TxnId {
-        TxnId {
-            start: Timestamp(number),
-            client: ClientId(0),
-        }
+        TxnId { start: Timestamp(number), client: ClientId(0) }
     }
 
     fn shards(numbers: &[u16]) -> Vec<ParticipantId> {
-        numbers
-            .iter()
-            .map(|number| ParticipantId::Shard(ShardId(*number)))
-            .collect()
+        numbers.iter().map(|number| ParticipantId::Shard(ShardId(*number))).collect()
     }
 
-    const COMMIT: Decision = Decision::Commit {
-        commit_ts: Timestamp(99),
-    };
+    const COMMIT: Decision = Decision::Commit { commit_ts: Timestamp(99) };
 
     #[test]
     fn a_commit_is_done_when_all_have_applied_it() {
@@ -154,11 +137,7 @@ mod tests {
         assert_eq!(courier.delivered(first, &to_first), []);
         assert_eq!(courier.unfinished(), 1);
         courier.failed(second, to_second.clone());
-        assert_eq!(
-            courier.poll_message(),
-            Some((second, to_second.clone())),
-            "it is repeated"
-        );
+        assert_eq!(courier.poll_message(), Some((second, to_second.clone())), "it is repeated");
         assert_eq!(courier.delivered(second, &to_second), [txn(1)]);
         assert_eq!(courier.unfinished(), 0);
     }
@@ -173,10 +152,7 @@ mod tests {
         courier.dispatch(txn(100), COMMIT, &shards(&[1]));
         courier.dispatch(txn(101), COMMIT, &shards(&[1]));
         courier.dispatch(txn(102), COMMIT, &shards(&[2]));
-        assert_eq!(
-            courier.poll_message(),
-            Some((ShardId(2), vec![(txn(102), COMMIT)]))
-        );
+        assert_eq!(courier.poll_message(), Some((ShardId(2), vec![(txn(102), COMMIT)])));
         assert_eq!(courier.poll_message(), None, "shard 1 has enough under way");
         courier.delivered(ShardId(1), &[(txn(0), COMMIT)]);
         let together = vec![(txn(100), COMMIT), (txn(101), COMMIT)];
@@ -201,10 +177,6 @@ mod tests {
         }
         assert_eq!(courier.queues[&ShardId(1)].waiting.len(), ABORTS_MAX);
         courier.dispatch(txn(0), COMMIT, &shards(&[1]));
-        assert_eq!(
-            courier.queues[&ShardId(1)].waiting.len(),
-            ABORTS_MAX + 1,
-            "commits always find a place"
-        );
+        assert_eq!(courier.queues[&ShardId(1)].waiting.len(), ABORTS_MAX + 1, "commits always find a place");
     }
 }

@@ -262,10 +262,7 @@ enum Phase {
     /// Votes are missing.
     Voting { ballot: Ballot, deadline: Instant },
     /// All have agreed; the ceiling is too low for a timestamp.
-    AwaitingTime {
-        participants: Vec<ParticipantId>,
-        above: Timestamp,
-    },
+    AwaitingTime { participants: Vec<ParticipantId>, above: Timestamp },
     /// The decision is on its way into the log.
     Deciding(Decision),
     /// A shard commits by itself, or is asked how that ended.
@@ -332,10 +329,8 @@ impl Leader {
     /// A new leader: it takes up all that is unfinished, and asks all shards what they have
     /// prepared.
     pub fn new(epoch: Epoch, limits: Limits, now: Now, state: &State) -> Leader {
-        let shards = state
-            .catalog()
-            .filter(|catalog| catalog.map.is_placed())
-            .map_or(0, |c| c.settings.shards);
+        let shards =
+            state.catalog().filter(|catalog| catalog.map.is_placed()).map_or(0, |c| c.settings.shards);
         let mut leader = Leader {
             epoch,
             limits,
@@ -354,12 +349,8 @@ impl Leader {
             effects: VecDeque::new(),
         };
         for decision in state.unfinished().values() {
-            let word = Word::Commit {
-                commit_ts: decision.commit_ts,
-            };
-            leader
-                .courier
-                .dispatch(decision.txn, word, &decision.participants);
+            let word = Word::Commit { commit_ts: decision.commit_ts };
+            leader.courier.dispatch(decision.txn, word, &decision.participants);
         }
         let questions: Vec<_> = leader.recovery.questions().collect();
         for (shard, after) in questions {
@@ -409,9 +400,7 @@ impl Leader {
         state: &State,
         view: &impl View,
     ) -> io::Result<Vec<Resolution>> {
-        txns.iter()
-            .map(|txn| self.resolution(*txn, state, view))
-            .collect()
+        txns.iter().map(|txn| self.resolution(*txn, state, view)).collect()
     }
 
     fn resolution(&mut self, txn: TxnId, state: &State, view: &impl View) -> io::Result<Resolution> {
@@ -419,9 +408,7 @@ impl Leader {
             return Ok(Resolution::InFlight);
         }
         if let Some(decision) = state.unfinished().get(&txn) {
-            return Ok(Resolution::Committed {
-                commit_ts: decision.commit_ts,
-            });
+            return Ok(Resolution::Committed { commit_ts: decision.commit_ts });
         }
         if let Some(Record::Committed { commit_ts }) = view.record(txn)? {
             return Ok(Resolution::Committed { commit_ts });
@@ -434,11 +421,7 @@ impl Leader {
     pub fn handle_event(&mut self, now: Now, event: Event, state: &State, view: &impl View) {
         match event {
             Event::Commit { id, commit, deadline } => self.submit(now, id, commit, deadline, state, view),
-            Event::Outcome {
-                id,
-                txn,
-                participants,
-            } => {
+            Event::Outcome { id, txn, participants } => {
                 let shards = match &participants[..] {
                     [] => state.catalog().map_or(0, |catalog| catalog.settings.shards),
                     _ => 0,
@@ -451,11 +434,7 @@ impl Leader {
                     flight.waiters.retain(|waiter| *waiter != id);
                 }
             }
-            Event::Voted {
-                txn,
-                participant,
-                vote,
-            } => self.voted(now, txn, &participant, vote),
+            Event::Voted { txn, participant, vote } => self.voted(now, txn, &participant, vote),
             Event::OnePhase { txn, shard, answer } => self.one_phase(txn, shard, answer),
             Event::Applied { verdicts } => {
                 for (txn, verdict) in verdicts {
@@ -463,22 +442,14 @@ impl Leader {
                 }
             }
             Event::NotProposed { txns } => self.propose_again(&txns),
-            Event::Delivered {
-                shard,
-                decisions,
-                ok: true,
-            } => {
+            Event::Delivered { shard, decisions, ok: true } => {
                 let done = self.courier.delivered(shard, &decisions);
                 self.forget.extend(done);
                 if self.forget.len() >= FORGET_MAX {
                     self.flush_forget();
                 }
             }
-            Event::Delivered {
-                shard,
-                decisions,
-                ok: false,
-            } => self.courier.failed(shard, decisions),
+            Event::Delivered { shard, decisions, ok: false } => self.courier.failed(shard, decisions),
             Event::Ceiling(ceiling) => {
                 self.oracle.raise(ceiling);
                 self.time_passed(now);
@@ -495,11 +466,7 @@ impl Leader {
             && deadline <= now.instant
         {
             self.deadlines.pop_first();
-            if let Some(Flight {
-                phase: Phase::Voting { ballot, .. },
-                ..
-            }) = self.flights.get(&txn)
-            {
+            if let Some(Flight { phase: Phase::Voting { ballot, .. }, .. }) = self.flights.get(&txn) {
                 let cause = ballot.expire();
                 self.abort(txn, cause);
             }
@@ -519,10 +486,7 @@ impl Leader {
 
     /// When [`Leader::handle_timeout`] is due next.
     pub fn poll_timeout(&self) -> Instant {
-        let deadline = self
-            .deadlines
-            .first()
-            .map_or(self.tick_at, |(deadline, _)| *deadline);
+        let deadline = self.deadlines.first().map_or(self.tick_at, |(deadline, _)| *deadline);
         deadline.min(self.tick_at)
     }
 
@@ -542,12 +506,7 @@ impl Leader {
         state: &State,
         view: &impl View,
     ) {
-        let Commit {
-            txn,
-            epoch,
-            resubmission,
-            parts,
-        } = commit;
+        let Commit { txn, epoch, resubmission, parts } = commit;
         let participants: Vec<ParticipantId> = parts.iter().map(|part| part.participant.clone()).collect();
         if resubmission {
             let cause = Cause::CoordinatorChanged;
@@ -578,14 +537,7 @@ impl Leader {
         self.bytes += bytes;
         let deadline = deadline.min(now.instant + self.limits.vote_timeout);
         let phase = self.begin(txn, participants, parts, deadline);
-        self.flights.insert(
-            txn,
-            Flight {
-                waiters: vec![id],
-                bytes,
-                phase,
-            },
-        );
+        self.flights.insert(txn, Flight { waiters: vec![id], bytes, phase });
     }
 
     /// Whether a transaction is one that a client can have made.
@@ -630,23 +582,9 @@ impl Leader {
         deadline: Instant,
     ) -> Phase {
         let floor = self.oracle.last();
-        if let [
-            Part {
-                participant: ParticipantId::Shard(shard),
-                work,
-            },
-        ] = &mut parts[..]
-        {
-            let commit = CommitOnePhase {
-                txn,
-                floor,
-                work: std::mem::take(work),
-            };
-            self.effects.push_back(Effect::CommitOnePhase {
-                shard: *shard,
-                commit,
-                deadline,
-            });
+        if let [Part { participant: ParticipantId::Shard(shard), work }] = &mut parts[..] {
+            let commit = CommitOnePhase { txn, floor, work: std::mem::take(work) };
+            self.effects.push_back(Effect::CommitOnePhase { shard: *shard, commit, deadline });
             return Phase::OnePhase;
         }
         for part in parts {
@@ -658,37 +596,23 @@ impl Leader {
                 participants: participants.clone(),
                 work: part.work,
             };
-            self.effects.push_back(Effect::Prepare {
-                shard,
-                prepare,
-                deadline,
-            });
+            self.effects.push_back(Effect::Prepare { shard, prepare, deadline });
         }
         self.deadlines.insert((deadline, txn));
-        Phase::Voting {
-            ballot: Ballot::new(participants),
-            deadline,
-        }
+        Phase::Voting { ballot: Ballot::new(participants), deadline }
     }
 
     // --- votes and decisions --------------------------------------------------------------------
 
     fn voted(&mut self, now: Now, txn: TxnId, participant: &ParticipantId, vote: Option<Vote>) {
-        let Some(Flight {
-            phase: Phase::Voting { ballot, deadline },
-            ..
-        }) = self.flights.get_mut(&txn)
+        let Some(Flight { phase: Phase::Voting { ballot, deadline }, .. }) = self.flights.get_mut(&txn)
         else {
             return;
         };
         let deadline = (*deadline, txn);
         let step = match vote {
             Some(vote) => ballot.vote(participant, vote),
-            None => Step::Failed {
-                cause: Cause::Unreachable {
-                    participant: participant.clone(),
-                },
-            },
+            None => Step::Failed { cause: Cause::Unreachable { participant: participant.clone() } },
         };
         match step {
             Step::Wait => {}
@@ -710,11 +634,7 @@ impl Leader {
         let phase = match self.oracle.next(now.millis, 1) {
             None => Phase::AwaitingTime { participants, above },
             Some(commit_ts) => {
-                let decision = Decision {
-                    txn,
-                    commit_ts,
-                    participants,
-                };
+                let decision = Decision { txn, commit_ts, participants };
                 self.effects.push_back(Effect::Decide(vec![decision.clone()]));
                 Phase::Deciding(decision)
             }
@@ -730,8 +650,7 @@ impl Leader {
             (Phase::Deciding(decision), Verdict::Recorded(Record::Committed { commit_ts })) => {
                 assert_eq!(decision.commit_ts, commit_ts, "{txn} is decided once");
                 let participants = decision.participants.clone();
-                self.courier
-                    .dispatch(txn, Word::Commit { commit_ts }, &participants);
+                self.courier.dispatch(txn, Word::Commit { commit_ts }, &participants);
                 self.end(txn, Answer::Ended(Outcome::Committed { commit_ts }));
             }
             (Phase::Deciding(_), Verdict::Recorded(Record::Refused)) => self.abort(txn, Cause::Settled),
@@ -750,8 +669,9 @@ impl Leader {
             }
             (Phase::Refusing { .. }, Verdict::Expired) => self.end(txn, Answer::Expired),
             // A later leader is at work; it knows, or will.
-            (_, Verdict::Superseded) => self.end(txn, Answer::Rejected(Reject::Deposed)),
-            (_, Verdict::Recorded(_) | Verdict::Expired) => {}
+            (Phase::Deciding(_), Verdict::Superseded) => self.end(txn, Answer::Rejected(Reject::Deposed)),
+            // What an earlier leader proposed about it.
+            (_, Verdict::Superseded | Verdict::Recorded(_) | Verdict::Expired) => {}
         }
     }
 
@@ -853,19 +773,11 @@ impl Leader {
         } else {
             match view.record(txn) {
                 Err(error) => {
-                    return self.reject(
-                        id,
-                        Reject::Internal {
-                            reason: error.to_string(),
-                        },
-                    );
+                    return self.reject(id, Reject::Internal { reason: error.to_string() });
                 }
                 Ok(Some(Record::Committed { commit_ts })) => {
                     let outcome = Outcome::Committed { commit_ts };
-                    return self.effects.push_back(Effect::Answer {
-                        id,
-                        answer: Answer::Ended(outcome),
-                    });
+                    return self.effects.push_back(Effect::Answer { id, answer: Answer::Ended(outcome) });
                 }
                 Ok(Some(Record::Refused)) if shards.is_empty() => {
                     return self.answer_aborted(id, Cause::Settled);
@@ -873,22 +785,12 @@ impl Leader {
                 Ok(Some(Record::Refused) | None) => {}
             }
             if txn.start < state.marks().outcomes_before {
-                return self.effects.push_back(Effect::Answer {
-                    id,
-                    answer: Answer::Expired,
-                });
+                return self.effects.push_back(Effect::Answer { id, answer: Answer::Expired });
             }
             self.effects.push_back(Effect::Refuse(vec![txn]));
             Phase::Refusing { cause, shards }
         };
-        self.flights.insert(
-            txn,
-            Flight {
-                waiters: vec![id],
-                bytes: 0,
-                phase,
-            },
-        );
+        self.flights.insert(txn, Flight { waiters: vec![id], bytes: 0, phase });
     }
 
     fn page(&mut self, shard: ShardId, txns: &[TxnId], more: bool, state: &State, view: &impl View) {
@@ -944,31 +846,21 @@ impl Leader {
             Answer::Expired | Answer::Rejected(_) => self.refused.insert(txn),
         }
         for id in flight.waiters {
-            self.effects.push_back(Effect::Answer {
-                id,
-                answer: answer.clone(),
-            });
+            self.effects.push_back(Effect::Answer { id, answer: answer.clone() });
         }
     }
 
     fn reject(&mut self, id: RequestId, reject: Reject) {
-        self.effects.push_back(Effect::Answer {
-            id,
-            answer: Answer::Rejected(reject),
-        });
+        self.effects.push_back(Effect::Answer { id, answer: Answer::Rejected(reject) });
     }
 
     fn answer_aborted(&mut self, id: RequestId, cause: Cause) {
-        self.effects.push_back(Effect::Answer {
-            id,
-            answer: Answer::Ended(Outcome::Aborted { cause }),
-        });
+        self.effects.push_back(Effect::Answer { id, answer: Answer::Ended(Outcome::Aborted { cause }) });
     }
 
     fn flush_forget(&mut self) {
         if !self.forget.is_empty() {
-            self.effects
-                .push_back(Effect::Forget(std::mem::take(&mut self.forget)));
+            self.effects.push_back(Effect::Forget(std::mem::take(&mut self.forget)));
         }
     }
 

@@ -61,12 +61,8 @@ pub struct Inner {
 impl Core {
     /// A core without a state.
     pub fn new(store: &Store, clock: &Clock) -> Arc<Core> {
-        let inner = Inner {
-            state: State::default(),
-            leader: None,
-            requests: HashMap::new(),
-            todo: Vec::new(),
-        };
+        let inner =
+            Inner { state: State::default(), leader: None, requests: HashMap::new(), todo: Vec::new() };
         Arc::new(Core {
             inner: Mutex::new(inner),
             store: store.clone(),
@@ -83,28 +79,17 @@ impl Core {
 
     /// The moment, by both clocks.
     pub fn now(&self) -> Now {
-        Now {
-            instant: Instant::now(),
-            millis: self.clock.millis(),
-        }
+        Now { instant: Instant::now(), millis: self.clock.millis() }
     }
 
     /// What is on record, as stored.
     pub fn view(&self) -> StoredView<'_> {
-        StoredView {
-            store: &self.store,
-            recorded: BTreeMap::new(),
-        }
+        StoredView { store: &self.store, recorded: BTreeMap::new() }
     }
 
     /// Tells the leader of an event, if there is one, and performs what it wants done.
     pub fn handle(&self, inner: &mut Inner, event: Event) {
-        let Inner {
-            state,
-            leader: Some(leader),
-            ..
-        } = inner
-        else {
+        let Inner { state, leader: Some(leader), .. } = inner else {
             return;
         };
         leader.handle_event(self.now(), event, state, &self.view());
@@ -140,10 +125,7 @@ pub struct CoordinatorMachine {
 impl CoordinatorMachine {
     /// The machine around a core.
     pub fn new(store: &Store, core: &Arc<Core>) -> CoordinatorMachine {
-        CoordinatorMachine {
-            store: store.clone(),
-            core: core.clone(),
-        }
+        CoordinatorMachine { store: store.clone(), core: core.clone() }
     }
 
     fn write(batch: &mut Batch<'_>, mutation: &Mutation, state: &State) {
@@ -154,10 +136,7 @@ impl CoordinatorMachine {
             }
             Mutation::Finished(txn) => batch.delete(UNFINISHED, &txn.to_bytes()),
             Mutation::RecordsBefore(before) => {
-                let end = TxnId {
-                    start: *before,
-                    client: Default::default(),
-                };
+                let end = TxnId { start: *before, client: Default::default() };
                 batch.delete_range(RECORD, &[], &end.to_bytes());
             }
             Mutation::Catalog => {
@@ -214,14 +193,7 @@ impl Machine for CoordinatorMachine {
     }
 
     fn spans(&self) -> Vec<Span> {
-        FAMILIES
-            .into_iter()
-            .map(|family| Span {
-                family,
-                start: Vec::new(),
-                end: END.to_vec(),
-            })
-            .collect()
+        FAMILIES.into_iter().map(|family| Span { family, start: Vec::new(), end: END.to_vec() }).collect()
     }
 
     fn reload(&mut self) -> io::Result<()> {
@@ -238,10 +210,7 @@ impl Machine for CoordinatorMachine {
             unfinished.push(decode::<Decision>(record));
             true
         })?;
-        let unfinished: Vec<Decision> = unfinished
-            .into_iter()
-            .collect::<Result<_, _>>()
-            .map_err(damaged)?;
+        let unfinished: Vec<Decision> = unfinished.into_iter().collect::<Result<_, _>>().map_err(damaged)?;
         let mut inner = self.core.lock();
         inner.state = State::restore(marks, catalog, unfinished);
         // Whoever led knows nothing of this state.
@@ -275,15 +244,11 @@ fn named(command: &Command) -> Named {
 
 fn publish_map(core: &Core, state: &State) {
     let epoch = state.catalog().map_or(MapEpoch(0), |catalog| catalog.map.epoch);
-    core.map_epoch
-        .send_if_modified(|current| std::mem::replace(current, epoch) != epoch);
+    core.map_epoch.send_if_modified(|current| std::mem::replace(current, epoch) != epoch);
 }
 
 fn damaged(error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("the state of the coordinators is damaged: {error}"),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("the state of the coordinators is damaged: {error}"))
 }
 
 /// The store, and on top of it what the current batch has not written yet.

@@ -96,9 +96,7 @@ impl Flags {
         file.cluster.shards = self.shards.or(file.cluster.shards);
         file.cluster.replicas = self.replicas.or(file.cluster.replicas);
         file.cluster.nodes = self.nodes.or(file.cluster.nodes);
-        file.tls
-            .get_or_insert_default()
-            .override_with(self.ca, self.cert, self.key);
+        file.tls.get_or_insert_default().override_with(self.ca, self.cert, self.key);
         file.log.override_with(self.log_format, self.log_level);
         Ok((file, source))
     }
@@ -137,11 +135,7 @@ async fn run(config: Config, credentials: &Credentials, with_parent: bool) -> an
     let server = Server::start(config, credentials, Clock::system()).await?;
     let mut leadership = server.leadership();
     let failed = async {
-        match leadership
-            .wait_for(|role| matches!(role, Leadership::Failed { .. }))
-            .await
-            .as_deref()
-        {
+        match leadership.wait_for(|role| matches!(role, Leadership::Failed { .. })).await.as_deref() {
             Ok(Leadership::Failed { reason }) => reason.clone(),
             _ => "the coordinator has ended".into(),
         }

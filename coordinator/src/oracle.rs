@@ -34,11 +34,7 @@ pub struct Oracle {
 impl Oracle {
     /// The oracle of a leader that finds this ceiling in the log: all of its timestamps are above.
     pub fn new(found: Timestamp) -> Oracle {
-        Oracle {
-            last: found,
-            ceiling: found,
-            wanted: found,
-        }
+        Oracle { last: found, ceiling: found, wanted: found }
     }
 
     /// Hands out `count` consecutive timestamps, and returns the first; `None` while the ceiling is
@@ -106,10 +102,7 @@ mod tests {
         oracle.raise(ceiling);
         assert_eq!(oracle.next(1_000, 1), Some(Timestamp::from_millis(1_000)));
         assert_eq!(oracle.next(1_000, 5), Some(Timestamp::from_millis(1_000).next()));
-        assert_eq!(
-            oracle.next(1_000, 1),
-            Some(Timestamp::from_millis(1_000).advance(6))
-        );
+        assert_eq!(oracle.next(1_000, 1), Some(Timestamp::from_millis(1_000).advance(6)));
     }
 
     #[test]
@@ -143,10 +136,7 @@ mod tests {
         let chosen = Timestamp::from_millis(1_500);
         assert!(oracle.observe(chosen));
         assert_eq!(oracle.next(1_000, 1), Some(chosen.next()));
-        assert!(
-            !oracle.observe(ceiling.next()),
-            "a new leader could hand it out again"
-        );
+        assert!(!oracle.observe(ceiling.next()), "a new leader could hand it out again");
         let higher = oracle.poll_ceiling(1_000).expect("there is no room left");
         oracle.raise(higher);
         assert!(oracle.observe(ceiling.next()));

@@ -21,10 +21,7 @@ pub struct Recovery {
 impl Recovery {
     /// Asks all shards from the beginning.
     pub fn new(shards: u16) -> Recovery {
-        Recovery {
-            asking: (0..shards).map(|shard| (ShardId(shard), None)).collect(),
-            settled: 0,
-        }
+        Recovery { asking: (0..shards).map(|shard| (ShardId(shard), None)).collect(), settled: 0 }
     }
 
     /// The shards to ask, and after which transaction.

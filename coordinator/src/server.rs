@@ -70,29 +70,17 @@ impl Server {
         let quic = Quic::bind(config.quic.clone(), credentials)?;
         process::publish_address(&config.data, quic.local_addr())?;
 
-        let node = |id: u64, address: String| Node {
-            id: NodeId(id),
-            address,
-            zone: String::new(),
-            weight: 0,
-        };
-        let mut coordinators: Vec<Node> = config
-            .coordinators
-            .iter()
-            .map(|peer| node(peer.id, peer.address.clone()))
-            .collect();
+        let node =
+            |id: u64, address: String| Node { id: NodeId(id), address, zone: String::new(), weight: 0 };
+        let mut coordinators: Vec<Node> =
+            config.coordinators.iter().map(|peer| node(peer.id, peer.address.clone())).collect();
         if coordinators.is_empty() {
-            let address = config
-                .advertise
-                .clone()
-                .unwrap_or_else(|| quic.local_addr().to_string());
+            let address = config.advertise.clone().unwrap_or_else(|| quic.local_addr().to_string());
             coordinators.push(node(config.id, address));
         }
         coordinators.sort_by_key(|node| node.id);
-        let peers: BTreeMap<NodeId, Peer> = coordinators
-            .iter()
-            .map(|node| (node.id, Peer::coordinator(&node.address)))
-            .collect();
+        let peers: BTreeMap<NodeId, Peer> =
+            coordinators.iter().map(|node| (node.id, Peer::coordinator(&node.address))).collect();
 
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let router = Arc::new(Router::new(transport.clone(), peers.values().cloned().collect()));
@@ -107,26 +95,14 @@ impl Server {
             timing: config.timing,
             log_entries_max: config.log_entries_max,
         };
-        let settings = Settings {
-            cluster,
-            shards: config.shards,
-            replicas: config.replicas,
-            nodes: config.nodes,
-        };
-        let setup = CoordinatorConfig {
-            id: NodeId(config.id),
-            coordinators,
-            settings,
-            limits: config.limits,
-        };
+        let settings =
+            Settings { cluster, shards: config.shards, replicas: config.replicas, nodes: config.nodes };
+        let setup =
+            CoordinatorConfig { id: NodeId(config.id), coordinators, settings, limits: config.limits };
         tracing::info!(coordinator = config.id, %cluster, address = %quic.local_addr(), "coordinator");
         let coordinator = Coordinator::start(setup, group, &store, &writer, core, router).await?;
         quic.serve(Arc::new(Front(coordinator.clone())));
-        Ok(Server {
-            quic,
-            coordinator,
-            store,
-        })
+        Ok(Server { quic, coordinator, store })
     }
 
     /// Where it listens.
@@ -141,11 +117,7 @@ impl Server {
 
     /// Stops, and returns when its folder can be opened again. What was acknowledged stays.
     pub async fn shutdown(self) {
-        let Server {
-            quic,
-            coordinator,
-            store,
-        } = self;
+        let Server { quic, coordinator, store } = self;
         quic.close().await;
         coordinator.shutdown().await;
         drop((quic, coordinator));
@@ -166,18 +138,15 @@ impl Service for Front {
                     if let coordinator::Request::Register { node, .. } = &request {
                         tracing::trace!(caller, node = %node.id, "a sign of life");
                     }
-                    coordinator
-                        .handle(request, deadline)
-                        .await
-                        .map(Response::Coordinator)
+                    coordinator.handle(request, deadline).await.map(Response::Coordinator)
                 }
                 Request::Raft(request) => match request.group {
                     GroupId::Coordinator => coordinator.group().step(request).await.map(Response::Raft),
                     GroupId::Shard(_) => Err(Reject::malformed("this is a coordinator")),
                 },
-                Request::Admin(admin::Request::Status) => Ok(Response::Admin(admin::Response::Coordinator(
-                    coordinator.status(),
-                ))),
+                Request::Admin(admin::Request::Status) => {
+                    Ok(Response::Admin(admin::Response::Coordinator(coordinator.status())))
+                }
                 Request::Shard { .. } => Err(Reject::malformed("this is a coordinator, not a participant")),
             };
             answer.unwrap_or_else(Response::Rejected)

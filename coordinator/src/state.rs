@@ -73,15 +73,8 @@ impl State {
         catalog: Option<Catalog>,
         unfinished: impl IntoIterator<Item = Decision>,
     ) -> State {
-        let unfinished = unfinished
-            .into_iter()
-            .map(|decision| (decision.txn, decision))
-            .collect();
-        State {
-            marks,
-            catalog,
-            unfinished,
-        }
+        let unfinished = unfinished.into_iter().map(|decision| (decision.txn, decision)).collect();
+        State { marks, catalog, unfinished }
     }
 
     /// The small part.
@@ -112,10 +105,7 @@ impl State {
         mutations: &mut Vec<Mutation>,
     ) -> io::Result<Output> {
         Ok(match command {
-            Command::Lead {
-                coordinators,
-                settings,
-            } => {
+            Command::Lead { coordinators, settings } => {
                 self.marks.epoch = Epoch(index);
                 self.configure(coordinators, settings, mutations);
                 Output::Leads(self.marks.epoch)
@@ -154,11 +144,7 @@ impl State {
             }
             Command::Retire { outcomes_before } => {
                 // A decision that somebody has not heard of is kept, whatever its age.
-                let oldest = self
-                    .unfinished
-                    .keys()
-                    .next()
-                    .map_or(Timestamp::MAX, |txn| txn.start);
+                let oldest = self.unfinished.keys().next().map_or(Timestamp::MAX, |txn| txn.start);
                 let before = outcomes_before.min(oldest);
                 self.marks.outcomes_before = self.marks.outcomes_before.max(before);
                 mutations.push(Mutation::RecordsBefore(self.marks.outcomes_before));

@@ -131,10 +131,7 @@ impl File {
         if id == 0 {
             return Err(source.error("id", "must be 1 or more"));
         }
-        let data = self
-            .data
-            .clone()
-            .ok_or_else(|| missing("data", "data = \"/var/lib/troth\""))?;
+        let data = self.data.clone().ok_or_else(|| missing("data", "data = \"/var/lib/troth\""))?;
         let coordinators = self.coordinators.clone().unwrap_or_default();
         if coordinators.is_empty() {
             return Err(missing("coordinators", "coordinators = [\"127.0.0.1:7450\"]"));
@@ -160,17 +157,12 @@ impl File {
         let version_retention = seconds(self.retention.versions_s, VERSION_RETENTION);
         let outcome_retention = seconds(self.retention.outcomes_s, OUTCOME_RETENTION);
         if version_retention <= TXN_AGE_MAX {
-            let reason = format!(
-                "must exceed {}, the age that a transaction may reach",
-                TXN_AGE_MAX.as_secs()
-            );
+            let reason =
+                format!("must exceed {}, the age that a transaction may reach", TXN_AGE_MAX.as_secs());
             return Err(source.error("retention.versions_s", reason));
         }
         if outcome_retention < version_retention {
-            let reason = format!(
-                "must be at least versions_s, which is {}",
-                version_retention.as_secs()
-            );
+            let reason = format!("must be at least versions_s, which is {}", version_retention.as_secs());
             return Err(source.error("retention.outcomes_s", reason));
         }
         Ok(Config {
@@ -195,10 +187,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("node.toml");
         std::fs::write(&path, text).expect("writable");
-        let error = File::load(&path)
-            .and_then(|(file, source)| file.resolve(&source))
-            .expect_err(text)
-            .to_string();
+        let error =
+            File::load(&path).and_then(|(file, source)| file.resolve(&source)).expect_err(text).to_string();
         let error = error.replace(path.to_str().expect("a plain path"), "node.toml");
         assert_eq!(error, expected);
     }
@@ -214,10 +204,7 @@ mod tests {
             &with("wait = 0"),
             "node.toml:4: unknown field `wait`, expected one of `id`, `listen`, `advertise`, `data`, `zone`, `weight`, `coordinators`, `tls`, `log`, `network`, `retention`, `raft`",
         );
-        check(
-            &with("weight = \"much\""),
-            "node.toml:4: invalid type: string \"much\", expected u32",
-        );
+        check(&with("weight = \"much\""), "node.toml:4: invalid type: string \"much\", expected u32");
         check(
             &with("[raft]\nheartbeat_ms = 100\nelection_ms = 200"),
             "node.toml:6: raft.election_ms: 200 ms must be at least three times heartbeat_ms, which is 100",
@@ -230,10 +217,7 @@ mod tests {
             &with("listen = \"0.0.0.0:1\""),
             "advertise: is needed when listen is 0.0.0.0:1, which others cannot call",
         );
-        check(
-            "id = \n",
-            "node.toml:1: string values must be quoted, expected literal string",
-        );
+        check("id = \n", "node.toml:1: string values must be quoted, expected literal string");
     }
 
     #[test]

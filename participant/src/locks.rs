@@ -42,29 +42,18 @@ impl Table {
             let holders = self.keys.get(&write.key);
             let writer = holders.and_then(|holders| holders.writer).map(|(by, _)| by);
             let reader = || holders.and_then(|holders| holders.readers.iter().copied().find(foreign));
-            let by = writer
-                .filter(foreign)
-                .or_else(reader)
-                .or_else(|| self.range_reader(txn, &write.key))?;
-            Some(Conflict {
-                key: write.key.clone(),
-                by,
-            })
+            let by = writer.filter(foreign).or_else(reader).or_else(|| self.range_reader(txn, &write.key))?;
+            Some(Conflict { key: write.key.clone(), by })
         });
         let on_read = || {
             work.reads.iter().find_map(|read| {
                 let (by, _) = self.keys.get(&read.key)?.writer.filter(|(by, _)| foreign(by))?;
-                Some(Conflict {
-                    key: read.key.clone(),
-                    by,
-                })
+                Some(Conflict { key: read.key.clone(), by })
             })
         };
         let on_range = || {
             let mut writers = work.ranges.iter().flat_map(|check| self.writers_in(&check.range));
-            writers
-                .find(|(_, by, _)| foreign(by))
-                .map(|(key, by, _)| Conflict { key: key.clone(), by })
+            writers.find(|(_, by, _)| foreign(by)).map(|(key, by, _)| Conflict { key: key.clone(), by })
         };
         on_write.or_else(on_read).or_else(on_range)
     }
@@ -75,10 +64,7 @@ impl Table {
     /// If one of them conflicts: [`Table::conflict`] must have been asked.
     pub fn acquire(&mut self, txn: TxnId, floor: Timestamp, work: &Work) {
         let conflict = self.conflict(txn, work);
-        assert_eq!(
-            conflict, None,
-            "transaction {txn} must not be granted a lock that another holds"
-        );
+        assert_eq!(conflict, None, "transaction {txn} must not be granted a lock that another holds");
         for write in &work.writes {
             self.keys.entry(write.key.clone()).or_default().writer = Some((txn, floor));
         }
@@ -86,18 +72,13 @@ impl Table {
             self.keys.entry(read.key.clone()).or_default().readers.insert(txn);
         }
         if !work.ranges.is_empty() {
-            self.ranges
-                .insert(txn, work.ranges.iter().map(|check| check.range.clone()).collect());
+            self.ranges.insert(txn, work.ranges.iter().map(|check| check.range.clone()).collect());
         }
     }
 
     /// Gives all locks of a transaction back.
     pub fn release(&mut self, txn: TxnId, work: &Work) {
-        let keys = work
-            .writes
-            .iter()
-            .map(|write| &write.key)
-            .chain(work.reads.iter().map(|read| &read.key));
+        let keys = work.writes.iter().map(|write| &write.key).chain(work.reads.iter().map(|read| &read.key));
         for key in keys {
             if let Some(holders) = self.keys.get_mut(key) {
                 holders.readers.remove(&txn);
@@ -121,9 +102,7 @@ impl Table {
     /// The prepared transaction that may have written in a range at or before a moment.
     pub fn blocks_scan(&self, range: &KeyRange, at: Timestamp) -> Option<Conflict> {
         let mut writers = self.writers_in(range);
-        writers
-            .find(|(_, _, floor)| *floor <= at)
-            .map(|(key, by, _)| Conflict { key: key.clone(), by })
+        writers.find(|(_, _, floor)| *floor <= at).map(|(key, by, _)| Conflict { key: key.clone(), by })
     }
 
     /// Keys and ranges that are locked.
@@ -160,10 +139,7 @@ mod tests {
     use troth_protocol::message::txn::{RangeCheck, ReadCheck, Write};
 
     fn txn(number: u64) -> TxnId {
-        TxnId {
-            start: Timestamp(number),
-            client: ClientId(0),
-        }
+        TxnId { start: Timestamp(number), client: ClientId(0) }
     }
 
     /// `r:a w:b s:c-e` reads a, writes b, scans from c up to e.
@@ -173,22 +149,13 @@ mod tests {
             let (kind, what) = item.split_once(':').expect("kind:what");
             let key = |text: &str| Key::copy_from(text.as_bytes());
             match kind {
-                "r" => work.reads.push(ReadCheck {
-                    key: key(what),
-                    version: Timestamp::ZERO,
-                }),
-                "w" => work.writes.push(Write {
-                    key: key(what),
-                    value: None,
-                }),
+                "r" => work.reads.push(ReadCheck { key: key(what), version: Timestamp::ZERO }),
+                "w" => work.writes.push(Write { key: key(what), value: None }),
                 "s" => {
                     let (start, end) = what.split_once('-').expect("start-end");
                     let end = (!end.is_empty()).then(|| key(end));
                     let range = KeyRange::new(key(start), end);
-                    work.ranges.push(RangeCheck {
-                        range,
-                        snapshot: Timestamp::ZERO,
-                    });
+                    work.ranges.push(RangeCheck { range, snapshot: Timestamp::ZERO });
                 }
                 other => panic!("unknown kind {other}"),
             }
@@ -201,16 +168,9 @@ mod tests {
         let mut table = Table::default();
         table.acquire(txn(1), Timestamp(10), &work(held));
         let found = table.conflict(txn(2), &work(wanted));
-        let expected = collision.map(|key| Conflict {
-            key: Key::copy_from(key.as_bytes()),
-            by: txn(1),
-        });
+        let expected = collision.map(|key| Conflict { key: Key::copy_from(key.as_bytes()), by: txn(1) });
         assert_eq!(found, expected, "held {held}, wanted {wanted}");
-        assert_eq!(
-            table.conflict(txn(1), &work(held)),
-            None,
-            "nobody is in their own way"
-        );
+        assert_eq!(table.conflict(txn(1), &work(held)), None, "nobody is in their own way");
         table.release(txn(1), &work(held));
         assert!(table.is_empty(), "released: {table:?}");
         assert_eq!(table.conflict(txn(2), &work(wanted)), None);
@@ -246,10 +206,7 @@ mod tests {
         table.acquire(txn(1), Timestamp(10), &work("r:a"));
         table.acquire(txn(2), Timestamp(11), &work("r:a"));
         table.release(txn(1), &work("r:a"));
-        assert_eq!(
-            table.conflict(txn(3), &work("w:a")).map(|conflict| conflict.by),
-            Some(txn(2))
-        );
+        assert_eq!(table.conflict(txn(3), &work("w:a")).map(|conflict| conflict.by), Some(txn(2)));
         table.release(txn(2), &work("r:a"));
         assert_eq!(table.conflict(txn(3), &work("w:a")), None);
     }
@@ -258,10 +215,7 @@ mod tests {
     fn only_reads_from_the_floor_on_are_blocked() {
         let mut table = Table::default();
         table.acquire(txn(1), Timestamp(10), &work("w:c r:d"));
-        let blocked = Some(Conflict {
-            key: "c".into(),
-            by: txn(1),
-        });
+        let blocked = Some(Conflict { key: "c".into(), by: txn(1) });
         assert_eq!(table.blocks_read(&"c".into(), Timestamp(9)), None);
         assert_eq!(table.blocks_read(&"c".into(), Timestamp(10)), blocked);
         assert_eq!(table.blocks_read(&"d".into(), Timestamp(10)), None);

@@ -88,9 +88,7 @@ impl Flags {
         if !self.coordinators.is_empty() {
             file.coordinators = Some(self.coordinators);
         }
-        file.tls
-            .get_or_insert_default()
-            .override_with(self.ca, self.cert, self.key);
+        file.tls.get_or_insert_default().override_with(self.ca, self.cert, self.key);
         file.log.override_with(self.log_format, self.log_level);
         Ok((file, source))
     }

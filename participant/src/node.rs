@@ -57,10 +57,7 @@ struct MapDirectory(Arc<Router>);
 
 impl Directory for MapDirectory {
     fn peer(&self, _: GroupId, node: NodeId) -> Option<Peer> {
-        self.0
-            .map()
-            .node(node)
-            .map(|node| Peer::participant(&node.address))
+        self.0.map().node(node).map(|node| Peer::participant(&node.address))
     }
 }
 
@@ -81,12 +78,8 @@ impl Node {
         router: Arc<Router>,
         clock: Clock,
     ) -> Result<Arc<Node>, StartError> {
-        let record = NodeRecord {
-            id: NodeId(config.id),
-            address,
-            zone: config.zone.clone(),
-            weight: config.weight,
-        };
+        let record =
+            NodeRecord { id: NodeId(config.id), address, zone: config.zone.clone(), weight: config.weight };
         let writer = LogWriter::start(&store);
         let node = Arc::new(Node {
             config,
@@ -129,10 +122,7 @@ impl Node {
             return Ok(None);
         };
         let map = decode(&record).map_err(|error| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("the stored cluster map is damaged: {error}"),
-            )
+            io::Error::new(io::ErrorKind::InvalidData, format!("the stored cluster map is damaged: {error}"))
         })?;
         Ok(Some(map))
     }
@@ -161,15 +151,8 @@ impl Node {
                 timing: self.config.timing,
                 log_entries_max: self.config.log_entries_max,
             };
-            let started = Shard::start(
-                shard,
-                config,
-                &self.store,
-                &self.writer,
-                &self.router,
-                &self.clock,
-            )
-            .await?;
+            let started =
+                Shard::start(shard, config, &self.store, &self.writer, &self.router, &self.clock).await?;
             self.shards.write().insert(shard, started);
         }
         Ok(())
@@ -178,11 +161,7 @@ impl Node {
     async fn stay_registered(self: Arc<Node>) {
         loop {
             let known = self.router.map().epoch;
-            let interval = if known == MapEpoch(0) {
-                REGISTER_EAGERLY
-            } else {
-                REGISTER_INTERVAL
-            };
+            let interval = if known == MapEpoch(0) { REGISTER_EAGERLY } else { REGISTER_INTERVAL };
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = self.register(known) => {}
@@ -199,16 +178,9 @@ impl Node {
     }
 
     async fn register(&self, known: MapEpoch) {
-        let request = coordinator::Request::Register {
-            node: self.record.clone(),
-            known,
-        };
+        let request = coordinator::Request::Register { node: self.record.clone(), known };
         let deadline = Instant::now() + Duration::from_secs(2);
-        match self
-            .router
-            .coordinator(request, Resend::Idempotent, deadline)
-            .await
-        {
+        match self.router.coordinator(request, Resend::Idempotent, deadline).await {
             Ok(coordinator::Response::Map(map)) => {
                 let kept = self.keep_map(&map).map_err(StartError::from);
                 self.router.learn(map);
@@ -251,25 +223,15 @@ impl Node {
     async fn retire_once(&self, collected: &mut BTreeMap<ShardId, (Timestamp, Timestamp)>) -> io::Result<()> {
         let request = coordinator::Request::Timestamps { count: 1 };
         let deadline = Instant::now() + Duration::from_secs(2);
-        let now = match self
-            .router
-            .coordinator(request, Resend::Idempotent, deadline)
-            .await
-        {
+        let now = match self.router.coordinator(request, Resend::Idempotent, deadline).await {
             Ok(coordinator::Response::Timestamps { first, .. }) => first,
             Ok(_) | Err(_) => return Ok(()),
         };
-        let shards: Vec<(ShardId, Shard)> = self
-            .shards
-            .read()
-            .iter()
-            .map(|(id, shard)| (*id, shard.clone()))
-            .collect();
+        let shards: Vec<(ShardId, Shard)> =
+            self.shards.read().iter().map(|(id, shard)| (*id, shard.clone())).collect();
         for (id, shard) in shards {
             let safe_point = now.minus(self.config.version_retention);
-            shard
-                .retire(safe_point, now.minus(self.config.outcome_retention))
-                .await;
+            shard.retire(safe_point, now.minus(self.config.outcome_retention)).await;
             let reached = (shard.safe_point(), shard.last_commit());
             let before = collected.get(&id).copied().unwrap_or_default();
             // Nothing to forget if nothing was written since the safe point of the last time.
@@ -307,9 +269,7 @@ impl Node {
 
     fn shard(&self, id: ShardId) -> Result<Shard, Reject> {
         let shard = self.shards.read().get(&id).cloned();
-        shard.ok_or_else(|| Reject::StaleMap {
-            epoch: self.router.map().epoch,
-        })
+        shard.ok_or_else(|| Reject::StaleMap { epoch: self.router.map().epoch })
     }
 
     fn status(&self) -> ParticipantStatus {

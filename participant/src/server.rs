@@ -55,15 +55,8 @@ impl Server {
         let store = Store::open(&config.data, &owner, &families::ALL)?;
         let quic = Quic::bind(config.quic.clone(), credentials)?;
         process::publish_address(&config.data, quic.local_addr())?;
-        let address = config
-            .advertise
-            .clone()
-            .unwrap_or_else(|| quic.local_addr().to_string());
-        let seeds = config
-            .coordinators
-            .iter()
-            .map(|address| Peer::coordinator(address))
-            .collect();
+        let address = config.advertise.clone().unwrap_or_else(|| quic.local_addr().to_string());
+        let seeds = config.coordinators.iter().map(|address| Peer::coordinator(address)).collect();
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
         let router = Arc::new(Router::new(transport, seeds));
         tracing::info!(node = config.id, %cluster, address, "participant");

@@ -70,12 +70,7 @@ impl<M: Machine> Adapter<M> {
         let mut batch = Batch::new(&self.store);
         snapshot::put_mark(&mut batch, self.group, &self.mark());
         let (outputs, _written) = self.machine.apply(&commands, batch)?;
-        assert_eq!(
-            outputs.len(),
-            commands.len(),
-            "group {}: one output for each command",
-            self.group
-        );
+        assert_eq!(outputs.len(), commands.len(), "group {}: one output for each command", self.group);
 
         let mut outputs = outputs.into_iter();
         for (entry, responder) in entries {
@@ -132,14 +127,7 @@ impl<M: Machine> RaftStateMachine<Types> for Adapter<M> {
             applied: meta.last_log_id.as_ref().map(types::log_id_to_wire),
             membership: types::stored_membership_to_wire(&meta.last_membership),
         };
-        snapshot::install(
-            &self.store,
-            &self.writer,
-            self.group,
-            &self.machine.spans(),
-            &mark,
-        )
-        .await?;
+        snapshot::install(&self.store, &self.writer, self.group, &self.machine.spans(), &mark).await?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.machine.reload()
@@ -150,10 +138,7 @@ impl<M: Machine> RaftStateMachine<Types> for Adapter<M> {
             return Ok(None);
         }
         let (mark, transfer) = snapshot::open(&self.store, self.group, self.machine.spans()).await?;
-        Ok(Some(SnapshotOf::<Types, Transfer> {
-            meta: meta(mark),
-            snapshot: transfer,
-        }))
+        Ok(Some(SnapshotOf::<Types, Transfer> { meta: meta(mark), snapshot: transfer }))
     }
 }
 
@@ -164,9 +149,6 @@ impl RaftSnapshotBuilder<Types> for Position {
     type SnapshotData = Transfer;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Types, Transfer>> {
-        Ok(SnapshotOf::<Types, Transfer> {
-            meta: meta(self.0.clone()),
-            snapshot: Transfer::Position,
-        })
+        Ok(SnapshotOf::<Types, Transfer> { meta: meta(self.0.clone()), snapshot: Transfer::Position })
     }
 }

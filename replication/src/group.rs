@@ -44,10 +44,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing {
-            heartbeat: Duration::from_millis(100),
-            election: Duration::from_millis(600),
-        }
+        Timing { heartbeat: Duration::from_millis(100), election: Duration::from_millis(600) }
     }
 }
 
@@ -148,9 +145,7 @@ pub struct Group<M: Machine> {
 
 impl<M: Machine> Clone for Group<M> {
     fn clone(&self) -> Group<M> {
-        Group {
-            inner: self.inner.clone(),
-        }
+        Group { inner: self.inner.clone() }
     }
 }
 
@@ -166,10 +161,7 @@ struct Inner<M: Machine> {
 
 impl<M: Machine> Inner<M> {
     fn hint(&self, forward: &ForwardToLeader<Types>) -> Option<NodeId> {
-        forward
-            .leader_id
-            .map(NodeId)
-            .filter(|leader| *leader != self.node)
+        forward.leader_id.map(NodeId).filter(|leader| *leader != self.node)
     }
 }
 
@@ -184,24 +176,11 @@ impl<M: Machine> Group<M> {
         writer: &LogWriter,
         machine: M,
     ) -> Result<Group<M>, StartError> {
-        let GroupConfig {
-            group,
-            node,
-            members,
-            transport,
-            directory,
-            timing,
-            log_entries_max,
-        } = config;
+        let GroupConfig { group, node, members, transport, directory, timing, log_entries_max } = config;
         let failed = |reason: String| StartError::Raft { group, reason };
         let log = Log::open(group.to_u32(), writer)?;
         let adapter = Adapter::new(group.to_u32(), writer, store, machine)?;
-        let network = Network {
-            group,
-            from: node,
-            transport,
-            directory,
-        };
+        let network = Network { group, from: node, transport, directory };
         let raft_config = raft_config(group, timing, log_entries_max).map_err(&failed)?;
         let raft = Raft::new(node.0, Arc::new(raft_config), network, log, adapter)
             .await
@@ -223,9 +202,7 @@ impl<M: Machine> Group<M> {
             incoming: Mutex::new(None),
             watcher: Mutex::new(Some(watcher)),
         };
-        Ok(Group {
-            inner: Arc::new(inner),
-        })
+        Ok(Group { inner: Arc::new(inner) })
     }
 
     /// The group.
@@ -246,12 +223,7 @@ impl<M: Machine> Group<M> {
     /// The last entry that is applied here.
     pub fn applied(&self) -> u64 {
         use openraft::async_runtime::watch::WatchReceiver;
-        self.inner
-            .raft
-            .metrics()
-            .borrow_watched()
-            .last_applied
-            .map_or(0, |id| id.index)
+        self.inner.raft.metrics().borrow_watched().last_applied.map_or(0, |id| id.index)
     }
 
     /// Proposes a command. Commands enter the log in the order of these calls; it does not wait, so
@@ -264,10 +236,7 @@ impl<M: Machine> Group<M> {
         let (responder, answer) = ProgressResponder::complete_only();
         let sending = self.inner.raft.client_write_ff(Command(command), Some(responder));
         match tokio::task::unconstrained(sending).now_or_never() {
-            Some(Ok(())) => Ok(Proposal {
-                inner: self.inner.clone(),
-                answer,
-            }),
+            Some(Ok(())) => Ok(Proposal { inner: self.inner.clone(), answer }),
             Some(Err(error)) => Err(ProposeError::Stopped(error.to_string())),
             None => Err(ProposeError::Overloaded),
         }
@@ -292,9 +261,7 @@ impl<M: Machine> Group<M> {
         match self.inner.raft.ensure_linearizable(lease_or_ask).await {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                Err(ProposeError::NotLeader {
-                    leader: self.hint(&forward),
-                })
+                Err(ProposeError::NotLeader { leader: self.hint(&forward) })
             }
             Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
                 Err(ProposeError::NotLeader { leader: None })
@@ -304,10 +271,7 @@ impl<M: Machine> Group<M> {
     }
 
     fn hint(&self, forward: &ForwardToLeader<Types>) -> Option<NodeId> {
-        forward
-            .leader_id
-            .map(NodeId)
-            .filter(|leader| *leader != self.inner.node)
+        forward.leader_id.map(NodeId).filter(|leader| *leader != self.inner.node)
     }
 
     /// Answers another member.
@@ -316,9 +280,7 @@ impl<M: Machine> Group<M> {
     /// If the message is not for this member, or the member has stopped.
     pub async fn step(&self, request: wire::Request) -> Result<wire::Response, Reject> {
         if request.to != self.inner.node {
-            return Err(Reject::WrongNode {
-                actual: self.inner.node,
-            });
+            return Err(Reject::WrongNode { actual: self.inner.node });
         }
         let raft = &self.inner.raft;
         let stopped = |error: String| {
@@ -326,22 +288,15 @@ impl<M: Machine> Group<M> {
             Reject::ShuttingDown
         };
         match request.body {
-            Body::Append {
-                vote,
-                previous,
-                entries,
-                committed,
-            } => {
+            Body::Append { vote, previous, entries, committed } => {
                 let request = AppendEntriesRequest {
                     vote: types::vote(vote),
                     prev_log_id: previous.map(types::log_id),
                     entries: entries.into_iter().map(types::entry).collect(),
                     leader_commit: committed.map(types::log_id),
                 };
-                let response = raft
-                    .append_entries(request)
-                    .await
-                    .map_err(|error| stopped(error.to_string()))?;
+                let response =
+                    raft.append_entries(request).await.map_err(|error| stopped(error.to_string()))?;
                 Ok(wire::Response::Append(match response {
                     AppendEntriesResponse::Success => Appended::Success,
                     AppendEntriesResponse::PartialSuccess(upto) => {
@@ -353,47 +308,25 @@ impl<M: Machine> Group<M> {
                     }
                 }))
             }
-            Body::Vote {
-                vote,
-                last,
-                leadership_transfer,
-            } => {
+            Body::Vote { vote, last, leadership_transfer } => {
                 let mut request = VoteRequest::new(types::vote(vote), last.map(types::log_id));
                 request.leadership_transfer = leadership_transfer;
-                let response = raft
-                    .vote(request)
-                    .await
-                    .map_err(|error| stopped(error.to_string()))?;
+                let response = raft.vote(request).await.map_err(|error| stopped(error.to_string()))?;
                 Ok(vote_response(&response))
             }
             Body::PreVote { vote, last } => {
                 let request = VoteRequest::new(types::vote(vote), last.map(types::log_id));
-                let response = raft
-                    .pre_vote(request)
-                    .await
-                    .map_err(|error| stopped(error.to_string()))?;
+                let response = raft.pre_vote(request).await.map_err(|error| stopped(error.to_string()))?;
                 Ok(vote_response(&response))
             }
             Body::TransferLeader { vote, last } => {
                 let request =
                     TransferLeaderRequest::new(types::vote(vote), self.inner.node.0, last.map(types::log_id));
-                let accepted = raft
-                    .handle_transfer_leader(request)
-                    .await
-                    .map_err(|error| stopped(error.to_string()))?;
-                Ok(wire::Response::TransferLeader {
-                    accepted: accepted.is_ok(),
-                })
+                let accepted =
+                    raft.handle_transfer_leader(request).await.map_err(|error| stopped(error.to_string()))?;
+                Ok(wire::Response::TransferLeader { accepted: accepted.is_ok() })
             }
-            Body::Snapshot {
-                vote,
-                last,
-                membership,
-                transfer,
-                sequence,
-                chunk,
-                done,
-            } => {
+            Body::Snapshot { vote, last, membership, transfer, sequence, chunk, done } => {
                 self.receive_snapshot(transfer, sequence, chunk).await?;
                 if !done {
                     return Ok(wire::Response::SnapshotContinue);
@@ -407,9 +340,7 @@ impl<M: Machine> Group<M> {
                 };
                 let installed = raft.install_full_snapshot(types::vote(vote), snapshot).await;
                 let response = installed.map_err(|error| stopped(error.to_string()))?;
-                Ok(wire::Response::SnapshotDone {
-                    vote: types::vote_to_wire(&response.vote),
-                })
+                Ok(wire::Response::SnapshotDone { vote: types::vote_to_wire(&response.vote) })
             }
         }
     }
@@ -423,17 +354,13 @@ impl<M: Machine> Group<M> {
                     current.next += 1
                 }
                 _ => {
-                    return Err(Reject::malformed(
-                        "this piece does not follow the last one of its snapshot",
-                    ));
+                    return Err(Reject::malformed("this piece does not follow the last one of its snapshot"));
                 }
             }
         }
         snapshot::stage(&self.inner.writer, self.inner.group.to_u32(), sequence, piece)
             .await
-            .map_err(|error| Reject::Internal {
-                reason: error.to_string(),
-            })
+            .map_err(|error| Reject::Internal { reason: error.to_string() })
     }
 
     /// Stops this member. What was acknowledged stays.
@@ -461,23 +388,18 @@ impl<M: Machine> Proposal<M> {
     /// [`ProposeError::NotLeader`] means that the command will never be applied;
     /// [`ProposeError::Unknown`] and [`ProposeError::Stopped`] leave that open.
     pub async fn output(self) -> Result<M::Output, ProposeError> {
-        let answer = self
-            .answer
-            .await
-            .map_err(|_| ProposeError::Stopped("it has ended".into()))?;
+        let answer = self.answer.await.map_err(|_| ProposeError::Stopped("it has ended".into()))?;
         let response =
             answer.map_err(|error| match error {
-                ClientWriteError::ForwardToLeader(forward) => ProposeError::NotLeader {
-                    leader: self.inner.hint(&forward),
-                },
+                ClientWriteError::ForwardToLeader(forward) => {
+                    ProposeError::NotLeader { leader: self.inner.hint(&forward) }
+                }
                 ClientWriteError::LogEntryDiscarded(_) => ProposeError::Unknown,
                 error @ (ClientWriteError::ChangeMembershipError(_)
                 | ClientWriteError::PreconditionFailed(_)) => ProposeError::Stopped(error.to_string()),
             })?;
         let output = response.data.0.expect("every command has an output");
-        Ok(*output
-            .downcast::<M::Output>()
-            .expect("the machine of this group made it"))
+        Ok(*output.downcast::<M::Output>().expect("the machine of this group made it"))
     }
 }
 
@@ -527,12 +449,7 @@ async fn watch_leadership<M: Machine>(
     loop {
         let (state, leader, term, running) = {
             let now = metrics.borrow_watched();
-            (
-                now.state,
-                now.current_leader,
-                now.current_term,
-                now.running_state.clone(),
-            )
+            (now.state, now.current_leader, now.current_term, now.running_state.clone())
         };
         if let Err(error) = running {
             let reason = error.to_string();
@@ -551,10 +468,7 @@ async fn watch_leadership<M: Machine>(
             // catch up is noticed.
             let patience = Duration::from_millis(250);
             let caught_up = raft.wait_for_recovery(Some(patience)).await.is_ok()
-                && raft
-                    .ensure_linearizable(openraft::raft::ReadPolicy::ReadIndex)
-                    .await
-                    .is_ok();
+                && raft.ensure_linearizable(openraft::raft::ReadPolicy::ReadIndex).await.is_ok();
             let still = {
                 let now = metrics.borrow_watched();
                 now.state == ServerState::Leader && now.current_term == term
@@ -568,14 +482,10 @@ async fn watch_leadership<M: Machine>(
                 continue;
             }
         } else if state != ServerState::Leader {
-            announce(Leadership::Follower {
-                leader: leader.map(NodeId),
-            });
+            announce(Leadership::Follower { leader: leader.map(NodeId) });
         }
         if metrics.changed().await.is_err() {
-            announce(Leadership::Failed {
-                reason: "the group has stopped".into(),
-            });
+            announce(Leadership::Failed { reason: "the group has stopped".into() });
             return;
         }
     }

@@ -105,22 +105,12 @@ impl LogWriter {
             .name("log-writer".into())
             .spawn(move || run(&target, receiver))
             .expect("a process can have one more thread");
-        LogWriter {
-            writes,
-            store: store.clone(),
-        }
+        LogWriter { writes, store: store.clone() }
     }
 
     async fn submit(&self, changes: Vec<Change>, durable: bool, done: Done) -> io::Result<()> {
-        let write = Write {
-            changes,
-            durable,
-            done,
-        };
-        self.writes
-            .send(write)
-            .await
-            .map_err(|_| io::Error::other("the log writer has ended"))
+        let write = Write { changes, durable, done };
+        self.writes.send(write).await.map_err(|_| io::Error::other("the log writer has ended"))
     }
 
     /// Writes, and waits until it is durable.
@@ -128,9 +118,7 @@ impl LogWriter {
         let (sender, receiver) = oneshot::channel();
         let done = move |result| drop(sender.send(result));
         self.submit(changes, true, Box::new(done)).await?;
-        Ok(receiver
-            .await
-            .map_err(|_| io::Error::other("the log writer has ended"))??)
+        Ok(receiver.await.map_err(|_| io::Error::other("the log writer has ended"))??)
     }
 
     /// Writes some time soon, in order with everything else.
@@ -156,9 +144,7 @@ fn run(store: &Store, mut receiver: mpsc::Receiver<Write>) {
         let durable = writes.iter().any(|write| write.durable);
         let result = match &failed {
             Some(error) => Err(error.clone()),
-            None => store
-                .write(batch)
-                .and_then(|()| if durable { store.sync() } else { Ok(()) }),
+            None => store.write(batch).and_then(|()| if durable { store.sync() } else { Ok(()) }),
         };
         if let (Err(error), None) = (&result, &failed) {
             tracing::error!(%error, "the log cannot be written any more");
@@ -219,10 +205,7 @@ fn size(entry: &Entry) -> usize {
 }
 
 fn corrupt(group: u32, what: impl std::fmt::Display) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("the log of group {group} is damaged: {what}"),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("the log of group {group} is damaged: {what}"))
 }
 
 impl Log {
@@ -233,56 +216,42 @@ impl Log {
     pub(crate) fn open(group: u32, writer: &LogWriter) -> io::Result<Log> {
         let store = writer.store.clone();
         let record = |tag| -> io::Result<Option<Vec<u8>>> {
-            Ok(store
-                .get(families::META, &meta_key(group, tag))?
-                .map(|record| record.to_vec()))
+            Ok(store.get(families::META, &meta_key(group, tag))?.map(|record| record.to_vec()))
         };
         let damaged = |what: &str| corrupt(group, what);
         let vote = match record(tag::VOTE)? {
-            Some(record) => Some(types::vote(
-                decode(&record).map_err(|_| damaged("its vote is malformed"))?,
-            )),
+            Some(record) => Some(types::vote(decode(&record).map_err(|_| damaged("its vote is malformed"))?)),
             None => None,
         };
         let purged: Option<LogId> = match record(tag::PURGED)? {
-            Some(record) => Some(types::log_id(
-                decode(&record).map_err(|_| damaged("its purge mark is malformed"))?,
-            )),
+            Some(record) => {
+                Some(types::log_id(decode(&record).map_err(|_| damaged("its purge mark is malformed"))?))
+            }
             None => None,
         };
 
         let mut next = purged.map_or(0, |purged| purged.index + 1);
         let mut tail = VecDeque::new();
-        let mut state = State {
-            vote,
-            purged,
-            last: purged,
-            tail: VecDeque::new(),
-            tail_bytes: 0,
-            durable: None,
-        };
+        let mut state =
+            State { vote, purged, last: purged, tail: VecDeque::new(), tail_bytes: 0, durable: None };
         let (start, end) = (numbered_key(group, next), group_range(group).1);
         let mut problem = None;
-        store.scan(families::LOG, &start, &end, |key, value| {
-            match read_entry(group, key, value) {
-                Ok(entry) if entry.log_id.index == next => {
-                    next += 1;
-                    state.last = Some(entry.log_id);
-                    state.tail_bytes += size(&entry);
-                    tail.push_back(entry);
-                    true
-                }
-                Ok(entry) => {
-                    problem = Some(corrupt(
-                        group,
-                        format!("entry {next} is missing before {}", entry.log_id.index),
-                    ));
-                    false
-                }
-                Err(error) => {
-                    problem = Some(error);
-                    false
-                }
+        store.scan(families::LOG, &start, &end, |key, value| match read_entry(group, key, value) {
+            Ok(entry) if entry.log_id.index == next => {
+                next += 1;
+                state.last = Some(entry.log_id);
+                state.tail_bytes += size(&entry);
+                tail.push_back(entry);
+                true
+            }
+            Ok(entry) => {
+                problem =
+                    Some(corrupt(group, format!("entry {next} is missing before {}", entry.log_id.index)));
+                false
+            }
+            Err(error) => {
+                problem = Some(error);
+                false
             }
         })?;
         if let Some(problem) = problem {
@@ -291,15 +260,8 @@ impl Log {
         state.tail = tail;
         state.durable = state.last.map(|last| last.index);
         state.trim();
-        let shared = Shared {
-            group,
-            store,
-            writer: writer.clone(),
-            state: Mutex::new(state),
-        };
-        Ok(Log {
-            shared: Arc::new(shared),
-        })
+        let shared = Shared { group, store, writer: writer.clone(), state: Mutex::new(state) };
+        Ok(Log { shared: Arc::new(shared) })
     }
 
     fn meta(&self, tag: u8, value: Vec<u8>) -> Change {
@@ -344,30 +306,18 @@ impl Log {
             let from_tail: Vec<Entry> = state.tail.iter().skip(skip).take(take).cloned().collect();
             (from_tail, tail_start.min(end))
         };
-        let mut entries = if start < stored_end {
-            self.read_stored(start, stored_end)?
-        } else {
-            Vec::new()
-        };
+        let mut entries = if start < stored_end { self.read_stored(start, stored_end)? } else { Vec::new() };
         entries.extend(from_tail);
-        let gap = entries
-            .windows(2)
-            .find(|pair| pair[0].log_id.index + 1 != pair[1].log_id.index);
+        let gap = entries.windows(2).find(|pair| pair[0].log_id.index + 1 != pair[1].log_id.index);
         match gap {
-            Some(pair) => Err(corrupt(
-                self.shared.group,
-                format!("no entry after {}", pair[0].log_id.index),
-            )),
+            Some(pair) => Err(corrupt(self.shared.group, format!("no entry after {}", pair[0].log_id.index))),
             None => Ok(entries),
         }
     }
 }
 
 fn read_entry(group: u32, key: &[u8], value: &[u8]) -> io::Result<Entry> {
-    let index = key
-        .get(4..12)
-        .and_then(|index| index.try_into().ok())
-        .map(u64::from_be_bytes);
+    let index = key.get(4..12).and_then(|index| index.try_into().ok()).map(u64::from_be_bytes);
     let index = index.ok_or_else(|| corrupt(group, "a key has the wrong length"))?;
     let broken = || corrupt(group, format!("the checksum of entry {index} does not match"));
     let (checksum, bytes) = value.split_at_checked(8).ok_or_else(broken)?;
@@ -376,10 +326,7 @@ fn read_entry(group: u32, key: &[u8], value: &[u8]) -> io::Result<Entry> {
     }
     let entry: wire::Entry = decode(bytes).map_err(|error| corrupt(group, error))?;
     if entry.id.index != index {
-        return Err(corrupt(
-            group,
-            format!("entry {index} says that it is entry {}", entry.id.index),
-        ));
+        return Err(corrupt(group, format!("entry {index} says that it is entry {}", entry.id.index)));
     }
     Ok(types::entry(entry))
 }
@@ -420,10 +367,7 @@ impl RaftLogStorage<Types> for Log {
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
         let state = self.shared.state.lock();
-        Ok(LogState {
-            last_purged_log_id: state.purged,
-            last_log_id: state.last,
-        })
+        Ok(LogState { last_purged_log_id: state.purged, last_log_id: state.last })
     }
 
     async fn get_log_reader(&mut self) -> Log {
@@ -448,10 +392,7 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        let record = self
-            .shared
-            .store
-            .get(families::META, &meta_key(self.shared.group, tag::COMMITTED))?;
+        let record = self.shared.store.get(families::META, &meta_key(self.shared.group, tag::COMMITTED))?;
         let Some(record) = record else { return Ok(None) };
         let committed = decode(&record).map_err(|error| corrupt(self.shared.group, error))?;
         // The mark is not synced with the log: after a power cut it may name an entry that is gone.
@@ -492,35 +433,21 @@ impl RaftLogStorage<Types> for Log {
         let first_gone = last_kept.map_or(0, |id| id.index + 1);
         {
             let mut state = self.shared.state.lock();
-            while state
-                .tail
-                .back()
-                .is_some_and(|entry| entry.log_id.index >= first_gone)
-            {
+            while state.tail.back().is_some_and(|entry| entry.log_id.index >= first_gone) {
                 let gone = state.tail.pop_back().expect("looked at just now");
                 state.tail_bytes -= size(&gone);
             }
             state.last = last_kept.max(state.purged);
             state.durable = state.durable.min(state.last.map(|last| last.index));
         }
-        let (start, end) = (
-            numbered_key(self.shared.group, first_gone),
-            group_range(self.shared.group).1,
-        );
-        self.shared
-            .writer
-            .write_durably(vec![Change::delete_range(families::LOG, &start, &end)])
-            .await
+        let (start, end) = (numbered_key(self.shared.group, first_gone), group_range(self.shared.group).1);
+        self.shared.writer.write_durably(vec![Change::delete_range(families::LOG, &start, &end)]).await
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         {
             let mut state = self.shared.state.lock();
-            while state
-                .tail
-                .front()
-                .is_some_and(|entry| entry.log_id.index <= upto.index)
-            {
+            while state.tail.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
                 let gone = state.tail.pop_front().expect("looked at just now");
                 state.tail_bytes -= size(&gone);
             }
@@ -532,9 +459,6 @@ impl RaftLogStorage<Types> for Log {
         // In the same order as the state that these entries led to: no power cut can take that
         // state and leave the purge.
         let mark = self.meta(tag::PURGED, encode(&types::log_id_to_wire(&upto)));
-        self.shared
-            .writer
-            .write_lazily(vec![Change::delete_range(families::LOG, &start, &end), mark])
-            .await
+        self.shared.writer.write_lazily(vec![Change::delete_range(families::LOG, &start, &end), mark]).await
     }
 }

@@ -61,10 +61,7 @@ pub struct Committed(());
 
 impl<'a> Batch<'a> {
     pub(crate) fn new(store: &'a Store) -> Batch<'a> {
-        Batch {
-            store,
-            inner: WriteBatch::default(),
-        }
+        Batch { store, inner: WriteBatch::default() }
     }
 
     /// Sets a key.

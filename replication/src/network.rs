@@ -50,10 +50,7 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Member;
 
     async fn new_client(&mut self, target: u64, _node: &()) -> Member {
-        Member {
-            network: self.clone(),
-            to: NodeId(target),
-        }
+        Member { network: self.clone(), to: NodeId(target) }
     }
 }
 
@@ -66,28 +63,18 @@ pub(crate) struct Member {
 
 impl Member {
     async fn call(&self, body: Body, timeout: Duration) -> Result<wire::Response, RPCError<Types>> {
-        let Network {
-            group,
-            from,
-            transport,
-            directory,
-        } = &self.network;
+        let Network { group, from, transport, directory } = &self.network;
         let unreachable = |reason: String| RPCError::Unreachable(Unreachable::from_string(reason));
         let peer = directory
             .peer(*group, self.to)
             .ok_or_else(|| unreachable(format!("nobody knows where node {} is", self.to)))?;
-        let request = Request::Raft(wire::Request {
-            group: *group,
-            from: *from,
-            to: self.to,
-            body,
-        });
+        let request = Request::Raft(wire::Request { group: *group, from: *from, to: self.to, body });
         match transport.call(&peer, request, Instant::now() + timeout).await {
             Ok(Response::Raft(response)) => Ok(response),
             Ok(Response::Rejected(reject)) => Err(unreachable(reject.to_string())),
-            Ok(Response::Coordinator(_) | Response::Shard(_) | Response::Admin(_)) => Err(unreachable(
-                format!("node {} gave an answer of the wrong kind", self.to),
-            )),
+            Ok(Response::Coordinator(_) | Response::Shard(_) | Response::Admin(_)) => {
+                Err(unreachable(format!("node {} gave an answer of the wrong kind", self.to)))
+            }
             Err(error @ (CallError::Unreachable { .. } | CallError::TooLarge(_))) => {
                 Err(unreachable(error.to_string()))
             }
@@ -130,11 +117,9 @@ impl Member {
         timeout: Duration,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         match self.call(body, timeout).await? {
-            wire::Response::Vote { vote, granted, last } => Ok(VoteResponse::new(
-                types::vote(vote),
-                last.map(types::log_id),
-                granted,
-            )),
+            wire::Response::Vote { vote, granted, last } => {
+                Ok(VoteResponse::new(types::vote(vote), last.map(types::log_id), granted))
+            }
             _ => Err(self.wrong_answer()),
         }
     }
@@ -233,9 +218,9 @@ impl RaftNetworkV2<Types> for Member {
         };
         match self.call(body, option.soft_ttl()).await? {
             wire::Response::TransferLeader { accepted: true } => Ok(Ok(())),
-            wire::Response::TransferLeader { accepted: false } => Err(RPCError::Unreachable(
-                Unreachable::from_string("the successor is not ready"),
-            )),
+            wire::Response::TransferLeader { accepted: false } => {
+                Err(RPCError::Unreachable(Unreachable::from_string("the successor is not ready")))
+            }
             _ => Err(self.wrong_answer()),
         }
     }

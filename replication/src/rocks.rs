@@ -122,15 +122,10 @@ impl Store {
     /// # Errors
     /// See [`OpenError`]; each says what to do.
     pub fn open(path: &Path, owner: &str, machine_families: &[Family]) -> Result<Store, OpenError> {
-        let folder = |source| OpenError::Folder {
-            path: path.to_owned(),
-            source,
-        };
+        let folder = |source| OpenError::Folder { path: path.to_owned(), source };
         fs::create_dir_all(path).map_err(folder)?;
         let probe = path.join(".writable");
-        fs::write(&probe, [])
-            .and_then(|()| fs::remove_file(&probe))
-            .map_err(folder)?;
+        fs::write(&probe, []).and_then(|()| fs::remove_file(&probe)).map_err(folder)?;
 
         let cache = Cache::new_lru_cache(256 << 20);
         let descriptor =
@@ -139,37 +134,22 @@ impl Store {
         let db = DB::open_cf_descriptors(&database_options(), path, all).map_err(|source| {
             let message = source.to_string();
             if message.contains("lock") && message.contains("LOCK") {
-                OpenError::InUse {
-                    path: path.to_owned(),
-                }
+                OpenError::InUse { path: path.to_owned() }
             } else {
-                OpenError::Damaged {
-                    path: path.to_owned(),
-                    source,
-                }
+                OpenError::Damaged { path: path.to_owned(), source }
             }
         })?;
         let (closed, _) = watch::channel(());
-        let store = Store {
-            shared: Arc::new(Shared { db, closed }),
-        };
+        let store = Store { shared: Arc::new(Shared { db, closed }) };
         store.claim(path, owner)?;
         Ok(store)
     }
 
     /// Writes the owner's name into a new database, and compares it in an old one.
     fn claim(&self, path: &Path, owner: &str) -> Result<(), OpenError> {
-        let damaged = |source| OpenError::Damaged {
-            path: path.to_owned(),
-            source,
-        };
+        let damaged = |source| OpenError::Damaged { path: path.to_owned(), source };
         let key = [&u32::MAX.to_be_bytes()[..], b"owner"].concat();
-        match self
-            .shared
-            .db
-            .get_cf(self.handle(families::META), &key)
-            .map_err(damaged)?
-        {
+        match self.shared.db.get_cf(self.handle(families::META), &key).map_err(damaged)? {
             Some(found) if found == owner.as_bytes() => Ok(()),
             Some(found) => Err(OpenError::NotOurs {
                 path: path.to_owned(),
@@ -179,19 +159,13 @@ impl Store {
             None => {
                 let mut durable = WriteOptions::default();
                 durable.set_sync(true);
-                self.shared
-                    .db
-                    .put_cf_opt(self.handle(families::META), &key, owner, &durable)
-                    .map_err(damaged)
+                self.shared.db.put_cf_opt(self.handle(families::META), &key, owner, &durable).map_err(damaged)
             }
         }
     }
 
     fn handle(&self, family: Family) -> &ColumnFamily {
-        self.shared
-            .db
-            .cf_handle(family.0)
-            .expect("every family was named when the database was opened")
+        self.shared.db.cf_handle(family.0).expect("every family was named when the database was opened")
     }
 
     /// Reads a value.
@@ -320,11 +294,7 @@ fn family_options(family: Family, cache: &Cache) -> Options {
     options.set_block_based_table_factory(&table);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
     options.set_level_compaction_dynamic_level_bytes(true);
-    let buffer = if family == families::META {
-        8 << 20
-    } else {
-        64 << 20
-    };
+    let buffer = if family == families::META { 8 << 20 } else { 64 << 20 };
     options.set_write_buffer_size(buffer);
     options.set_max_write_buffer_number(4);
     options

@@ -63,10 +63,7 @@ pub(crate) fn put_mark(batch: &mut Batch<'_>, group: u32, mark: &Mark) {
 }
 
 fn malformed(group: u32, error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("the state of group {group} is damaged: {error}"),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("the state of group {group} is damaged: {error}"))
 }
 
 /// Freezes the state of a group, and begins to read it out.
@@ -104,10 +101,7 @@ pub(crate) async fn open(store: &Store, group: u32, spans: Vec<Span>) -> io::Res
                 });
                 if bytes >= PIECE_BYTES {
                     bytes = 0;
-                    if pieces
-                        .blocking_send(Ok(encode(&std::mem::take(&mut piece)).into()))
-                        .is_err()
-                    {
+                    if pieces.blocking_send(Ok(encode(&std::mem::take(&mut piece)).into())).is_err() {
                         return;
                     }
                 }
@@ -120,9 +114,7 @@ pub(crate) async fn open(store: &Store, group: u32, spans: Vec<Span>) -> io::Res
         }
         let _ = pieces.blocking_send(Ok(encode(&piece).into()));
     });
-    let mark = mark
-        .await
-        .map_err(|_| io::Error::other("the snapshot reader has ended"))??;
+    let mark = mark.await.map_err(|_| io::Error::other("the snapshot reader has ended"))??;
     Ok((mark, Transfer::Outgoing(receiver)))
 }
 
@@ -133,11 +125,7 @@ pub(crate) async fn stage(writer: &LogWriter, group: u32, sequence: u64, piece: 
         let (start, end) = group_range(group);
         changes.push(Change::delete_range(families::STAGING, &start, &end));
     }
-    changes.push(Change::put(
-        families::STAGING,
-        &numbered_key(group, sequence),
-        piece,
-    ));
+    changes.push(Change::put(families::STAGING, &numbered_key(group, sequence), piece));
     writer.write_durably(changes).await
 }
 
@@ -173,17 +161,15 @@ pub(crate) fn finish_install(store: &Store, group: u32, spans: &[Span]) -> io::R
     let (start, end) = group_range(group);
     let mut problem = None;
     store.scan(families::STAGING, &start, &end, |_, piece| {
-        let result = decode::<Vec<Pair>>(piece)
-            .map_err(|error| malformed(group, error))
-            .and_then(|pairs| {
-                let mut batch = Batch::new(store);
-                for pair in pairs {
-                    let span = spans.get(usize::from(pair.span));
-                    let span = span.ok_or_else(|| malformed(group, "a snapshot names an unknown span"))?;
-                    batch.put(span.family, &pair.key, &pair.value);
-                }
-                batch.commit().map(drop).map_err(io::Error::from)
-            });
+        let result = decode::<Vec<Pair>>(piece).map_err(|error| malformed(group, error)).and_then(|pairs| {
+            let mut batch = Batch::new(store);
+            for pair in pairs {
+                let span = spans.get(usize::from(pair.span));
+                let span = span.ok_or_else(|| malformed(group, "a snapshot names an unknown span"))?;
+                batch.put(span.family, &pair.key, &pair.value);
+            }
+            batch.commit().map(drop).map_err(io::Error::from)
+        });
         result.map_err(|error| problem = Some(error)).is_ok()
     })?;
     if let Some(problem) = problem {

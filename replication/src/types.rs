@@ -49,10 +49,7 @@ pub(crate) fn log_id(id: wire::LogId) -> LogId {
 }
 
 pub(crate) fn log_id_to_wire(id: &LogId) -> wire::LogId {
-    wire::LogId {
-        term: id.committed_leader_id().term,
-        index: id.index,
-    }
+    wire::LogId { term: id.committed_leader_id().term, index: id.index }
 }
 
 pub(crate) fn vote(vote: wire::Vote) -> Vote {
@@ -72,18 +69,11 @@ pub(crate) fn vote_to_wire(vote: &Vote) -> wire::Vote {
 }
 
 pub(crate) fn membership(membership: wire::Membership) -> Membership {
-    let voters: Vec<BTreeSet<u64>> = membership
-        .voters
-        .iter()
-        .map(|set| set.iter().map(|node| node.0).collect())
-        .collect();
+    let voters: Vec<BTreeSet<u64>> =
+        membership.voters.iter().map(|set| set.iter().map(|node| node.0).collect()).collect();
     Membership::new_with_defaults(
         voters,
-        membership
-            .members
-            .iter()
-            .map(|node| node.0)
-            .collect::<BTreeSet<_>>(),
+        membership.members.iter().map(|node| node.0).collect::<BTreeSet<_>>(),
     )
 }
 
@@ -112,10 +102,7 @@ pub(crate) fn entry(entry: wire::Entry) -> Entry {
         wire::Payload::Command(bytes) => openraft::EntryPayload::Normal(Command(bytes)),
         wire::Payload::Membership(members) => openraft::EntryPayload::Membership(membership(members)),
     };
-    Entry {
-        log_id: log_id(entry.id),
-        payload,
-    }
+    Entry { log_id: log_id(entry.id), payload }
 }
 
 pub(crate) fn entry_to_wire(entry: &Entry) -> wire::Entry {
@@ -124,8 +111,5 @@ pub(crate) fn entry_to_wire(entry: &Entry) -> wire::Entry {
         openraft::EntryPayload::Normal(command) => wire::Payload::Command(command.0.clone()),
         openraft::EntryPayload::Membership(members) => wire::Payload::Membership(membership_to_wire(members)),
     };
-    wire::Entry {
-        id: log_id_to_wire(&entry.log_id),
-        payload,
-    }
+    wire::Entry { id: log_id_to_wire(&entry.log_id), payload }
 }

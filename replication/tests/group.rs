@@ -28,19 +28,11 @@ struct Journal {
 
 impl Journal {
     fn new(store: &Store, group: GroupId) -> Journal {
-        Journal {
-            store: store.clone(),
-            group: group.to_u32(),
-            count: 0,
-        }
+        Journal { store: store.clone(), group: group.to_u32(), count: 0 }
     }
 
     fn span(group: u32) -> Span {
-        Span {
-            family: DATA,
-            start: group.to_be_bytes().to_vec(),
-            end: (group + 1).to_be_bytes().to_vec(),
-        }
+        Span { family: DATA, start: group.to_be_bytes().to_vec(), end: (group + 1).to_be_bytes().to_vec() }
     }
 }
 
@@ -107,13 +99,8 @@ impl Service for Member {
     fn handle(&self, _: &Identity, request: Request, _: Instant) -> BoxFuture<'static, Response> {
         let group = self.0.clone();
         Box::pin(async move {
-            let Request::Raft(request) = request else {
-                panic!("only members talk here")
-            };
-            group
-                .step(request)
-                .await
-                .map_or_else(Response::Rejected, Response::Raft)
+            let Request::Raft(request) = request else { panic!("only members talk here") };
+            group.step(request).await.map_or_else(Response::Rejected, Response::Raft)
         })
     }
 }
@@ -130,21 +117,15 @@ async fn start(
     log_entries_max: u64,
 ) -> Result<Group<Journal>, StartError> {
     let node = NodeId(node);
-    let identity = Identity {
-        cluster: ClusterId::default(),
-        role: Role::Participant,
-        name: node.to_string(),
-    };
+    let identity =
+        Identity { cluster: ClusterId::default(), role: Role::Participant, name: node.to_string() };
     let config = GroupConfig {
         group,
         node,
         members: members.iter().copied().map(NodeId).collect::<BTreeSet<_>>(),
         transport: network.transport(identity),
         directory: Arc::new(Addresses),
-        timing: Timing {
-            heartbeat: Duration::from_millis(50),
-            election: Duration::from_millis(300),
-        },
+        timing: Timing { heartbeat: Duration::from_millis(50), election: Duration::from_millis(300) },
         log_entries_max,
     };
     let started = Group::start(config, store, writer, Journal::new(store, group)).await?;
@@ -159,10 +140,7 @@ fn open(folder: &std::path::Path) -> Store {
 async fn leads(group: &Group<Journal>) {
     let mut leadership = group.leadership();
     let leads = leadership.wait_for(|role| matches!(role, Leadership::Leader { .. }));
-    timeout(PATIENCE, leads)
-        .await
-        .expect("a leader in time")
-        .expect("the group runs");
+    timeout(PATIENCE, leads).await.expect("a leader in time").expect("the group runs");
 }
 
 async fn leader_of(groups: &[Group<Journal>]) -> usize {
@@ -189,24 +167,17 @@ async fn a_group_of_one_keeps_what_it_acknowledged() {
     for round in 0..3 {
         let store = open(folder.path());
         let writer = LogWriter::start(&store);
-        let group = start(&Network::new(), &store, &writer, GROUP, 1, &[1], 16)
-            .await
-            .expect("starts");
+        let group = start(&Network::new(), &store, &writer, GROUP, 1, &[1], 16).await.expect("starts");
         leads(&group).await;
         for number in 0..40 {
             let count = group.propose(command(number)).await.expect("alone, it leads");
             assert_eq!(count, round * 40 + number + 1);
         }
         group.shutdown().await;
-        assert!(matches!(
-            group.propose(command(0)).await,
-            Err(ProposeError::Stopped(_))
-        ));
+        assert!(matches!(group.propose(command(0)).await, Err(ProposeError::Stopped(_))));
         assert_eq!(journal(&store, GROUP).len() as u64, (round + 1) * 40);
         drop((group, writer));
-        timeout(PATIENCE, store.closed())
-            .await
-            .expect("everybody lets go of the store");
+        timeout(PATIENCE, store.closed()).await.expect("everybody lets go of the store");
     }
 }
 
@@ -218,11 +189,7 @@ async fn many_groups_share_one_store() {
     let mut groups = Vec::new();
     for shard in 0..8 {
         let id = GroupId::Shard(ShardId(shard));
-        groups.push(
-            start(&network, &store, &writer, id, 1, &[1], 1000)
-                .await
-                .expect("starts"),
-        );
+        groups.push(start(&network, &store, &writer, id, 1, &[1], 1000).await.expect("starts"));
     }
     let proposals = groups.iter().enumerate().map(async |(at, group)| {
         leads(group).await;
@@ -246,11 +213,7 @@ async fn three_members_agree_and_survive_their_leader() {
     for (at, store) in stores.iter().enumerate() {
         let writer = LogWriter::start(store);
         let node = at as u64 + 1;
-        groups.push(
-            start(&network, store, &writer, GROUP, node, &[1, 2, 3], 1000)
-                .await
-                .expect("starts"),
-        );
+        groups.push(start(&network, store, &writer, GROUP, node, &[1, 2, 3], 1000).await.expect("starts"));
     }
     let first = leader_of(&groups).await;
     for number in 0..50 {
@@ -260,12 +223,7 @@ async fn three_members_agree_and_survive_their_leader() {
 
     let follower = &groups[(first + 1) % 3];
     let refused = follower.propose(command(0)).await;
-    assert_eq!(
-        refused,
-        Err(ProposeError::NotLeader {
-            leader: Some(NodeId(first as u64 + 1))
-        })
-    );
+    assert_eq!(refused, Err(ProposeError::NotLeader { leader: Some(NodeId(first as u64 + 1)) }));
 
     network.remove(&address(NodeId(first as u64 + 1)));
     groups[first].shutdown().await;
@@ -289,11 +247,7 @@ async fn a_member_that_is_far_behind_gets_a_snapshot() {
     for (at, store) in stores.iter().take(2).enumerate() {
         let writer = LogWriter::start(store);
         let node = at as u64 + 1;
-        groups.push(
-            start(&network, store, &writer, GROUP, node, &[1, 2, 3], 20)
-                .await
-                .expect("starts"),
-        );
+        groups.push(start(&network, store, &writer, GROUP, node, &[1, 2, 3], 20).await.expect("starts"));
     }
     let leader = leader_of(&groups).await;
     // More than one piece of a snapshot, and far more than the log keeps.
@@ -302,11 +256,7 @@ async fn a_member_that_is_far_behind_gets_a_snapshot() {
         groups[leader].propose(large.clone()).await.expect("it leads");
     }
     let writer = LogWriter::start(&stores[2]);
-    groups.push(
-        start(&network, &stores[2], &writer, GROUP, 3, &[1, 2, 3], 20)
-            .await
-            .expect("starts"),
-    );
+    groups.push(start(&network, &stores[2], &writer, GROUP, 3, &[1, 2, 3], 20).await.expect("starts"));
     applied_everywhere(&stores[2..], 100).await;
     groups[leader].propose(command(1)).await.expect("it leads");
     applied_everywhere(&stores, 101).await;
@@ -322,27 +272,20 @@ async fn a_damaged_entry_stops_the_group_before_it_serves() {
     {
         let store = open(folder.path());
         let writer = LogWriter::start(&store);
-        let group = start(&Network::new(), &store, &writer, GROUP, 1, &[1], 1000)
-            .await
-            .expect("starts");
+        let group = start(&Network::new(), &store, &writer, GROUP, 1, &[1], 1000).await.expect("starts");
         leads(&group).await;
         for number in 0..10 {
             group.propose(command(number)).await.expect("it leads");
         }
         group.shutdown().await;
         drop((group, writer));
-        timeout(PATIENCE, store.closed())
-            .await
-            .expect("everybody lets go of the store");
+        timeout(PATIENCE, store.closed()).await.expect("everybody lets go of the store");
     }
     let key = [&GROUP.to_u32().to_be_bytes()[..], &5u64.to_be_bytes()].concat();
     damage(folder.path(), &key, |value| value[20] ^= 1);
     let store = open(folder.path());
     let writer = LogWriter::start(&store);
-    let error = start(&Network::new(), &store, &writer, GROUP, 1, &[1], 1000)
-        .await
-        .err()
-        .expect("refused");
+    let error = start(&Network::new(), &store, &writer, GROUP, 1, &[1], 1000).await.err().expect("refused");
     assert!(error.to_string().contains("checksum of entry 5"), "{error}");
 }
 
@@ -360,16 +303,10 @@ fn damage(folder: &std::path::Path, key: &[u8], change: impl Fn(&mut Vec<u8>)) {
 fn a_folder_of_somebody_else_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     drop(Store::open(folder.path(), "node 1 of cluster a", &[]).expect("fresh"));
-    let error = Store::open(folder.path(), "node 1 of cluster b", &[])
-        .err()
-        .expect("refused")
-        .to_string();
+    let error = Store::open(folder.path(), "node 1 of cluster b", &[]).err().expect("refused").to_string();
     assert!(error.contains("belongs to node 1 of cluster a"), "{error}");
     let first = Store::open(folder.path(), "node 1 of cluster a", &[]).expect("its own");
-    let error = Store::open(folder.path(), "node 1 of cluster a", &[])
-        .err()
-        .expect("refused")
-        .to_string();
+    let error = Store::open(folder.path(), "node 1 of cluster a", &[]).err().expect("refused").to_string();
     assert!(error.contains("in use by another process"), "{error}");
     drop(first);
 }

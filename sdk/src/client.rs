@@ -42,30 +42,16 @@ impl Client {
     /// [`Error::Config`] if the certificates cannot be used; [`Error::Unavailable`] if no coordinator
     /// answers, or the cluster is not ready, within the configured timeout.
     pub async fn connect(config: ClientConfig) -> Result<Client, Error> {
-        let quic_config = QuicConfig {
-            bind: config.bind,
-            ..QuicConfig::default()
-        };
+        let quic_config = QuicConfig { bind: config.bind, ..QuicConfig::default() };
         let quic =
             Quic::bind(quic_config, &config.credentials).map_err(|error| Error::Config(error.to_string()))?;
         let transport: Arc<dyn Transport> = Arc::new(quic.clone());
-        let seeds = config
-            .coordinators
-            .iter()
-            .map(|address| Peer::coordinator(address))
-            .collect();
+        let seeds = config.coordinators.iter().map(|address| Peer::coordinator(address)).collect();
         let router = Arc::new(Router::new(transport, seeds));
         let timestamps = Timestamps::start(&router);
         let id = ClientId(rand::random());
-        let client = Client {
-            inner: Arc::new(Inner {
-                id,
-                timeout: config.timeout,
-                quic,
-                router,
-                timestamps,
-            }),
-        };
+        let client =
+            Client { inner: Arc::new(Inner { id, timeout: config.timeout, quic, router, timestamps }) };
         client.ready().await?;
         Ok(client)
     }
@@ -167,15 +153,8 @@ impl Client {
 
     async fn begin_until(&self, deadline: Instant) -> Result<Transaction, Error> {
         let (start, epoch) = self.inner.timestamps.next(deadline).await?;
-        let id = TxnId {
-            start,
-            client: self.inner.id,
-        };
-        let reader = Reader {
-            router: self.inner.router.clone(),
-            at: start,
-            deadline,
-        };
+        let id = TxnId { start, client: self.inner.id };
+        let reader = Reader { router: self.inner.router.clone(), at: start, deadline };
         Ok(Transaction::new(id, epoch, reader))
     }
 
@@ -187,13 +166,7 @@ impl Client {
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         let deadline = Instant::now() + self.inner.timeout;
         let (at, _) = self.inner.timestamps.next(deadline).await?;
-        Ok(Snapshot {
-            reader: Reader {
-                router: self.inner.router.clone(),
-                at,
-                deadline,
-            },
-        })
+        Ok(Snapshot { reader: Reader { router: self.inner.router.clone(), at, deadline } })
     }
 
     /// Finds out how any transaction ended, also one of another client. The answer is the same for
@@ -202,9 +175,7 @@ impl Client {
     /// # Errors
     /// [`Error::Unavailable`] if the cluster cannot say within the configured timeout: ask again.
     pub async fn outcome(&self, txn: TxnId) -> Result<Outcome, Error> {
-        Handle::new(txn, Vec::new(), self.inner.router.clone())
-            .resolve(self.inner.timeout)
-            .await
+        Handle::new(txn, Vec::new(), self.inner.router.clone()).resolve(self.inner.timeout).await
     }
 
     /// The cluster map that this client has: nodes, and where the shards are.
@@ -214,10 +185,7 @@ impl Client {
 
     /// Fetches a newer cluster map, if there is one.
     pub async fn refresh_map(&self) {
-        self.inner
-            .router
-            .refresh_map(Instant::now() + Duration::from_secs(2))
-            .await;
+        self.inner.router.refresh_map(Instant::now() + Duration::from_secs(2)).await;
     }
 
     /// The transport of this client, for asking servers how they are.

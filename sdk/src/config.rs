@@ -35,11 +35,8 @@ struct File {
 impl ClientConfig {
     /// A configuration with defaults for everything that has one: a timeout of 30 s.
     pub fn new(coordinators: Vec<String>, credentials: Credentials) -> ClientConfig {
-        let any = if coordinators.iter().all(|address| is_loopback(address)) {
-            [127, 0, 0, 1]
-        } else {
-            [0; 4]
-        };
+        let any =
+            if coordinators.iter().all(|address| is_loopback(address)) { [127, 0, 0, 1] } else { [0; 4] };
         ClientConfig {
             coordinators,
             credentials,
@@ -84,8 +81,6 @@ impl ClientConfig {
 }
 
 fn is_loopback(address: &str) -> bool {
-    address
-        .parse::<SocketAddr>()
-        .is_ok_and(|address| address.ip().is_loopback())
+    address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
         || address.starts_with("localhost:")
 }

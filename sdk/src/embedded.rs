@@ -36,14 +36,7 @@ pub struct ClusterConfig {
 impl Default for ClusterConfig {
     /// One coordinator, three participants, one replica, sixteen shards, in `./troth`.
     fn default() -> ClusterConfig {
-        ClusterConfig {
-            coordinators: 1,
-            nodes: 3,
-            replicas: 1,
-            shards: 16,
-            dir: "troth".into(),
-            port: None,
-        }
+        ClusterConfig { coordinators: 1, nodes: 3, replicas: 1, shards: 16, dir: "troth".into(), port: None }
     }
 }
 
@@ -86,10 +79,7 @@ impl Cluster {
             .addresses
             .iter()
             .zip(1..)
-            .map(|(address, id)| PeerSection {
-                id,
-                address: address.clone(),
-            })
+            .map(|(address, id)| PeerSection { id, address: address.clone() })
             .collect();
         for peer in &peers {
             let name = format!("coordinator-{}", peer.id);
@@ -119,11 +109,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::Config`] if the certificates are gone.
     pub fn client_config(&self) -> Result<ClientConfig, Error> {
-        let credentials = self
-            .layout
-            .credentials(Role::Client.name())
-            .load()
-            .map_err(broken)?;
+        let credentials = self.layout.credentials(Role::Client.name()).load().map_err(broken)?;
         Ok(ClientConfig::new(self.addresses.clone(), credentials))
     }
 
@@ -167,20 +153,14 @@ fn broken(error: impl std::fmt::Display) -> Error {
 
 /// Makes the certificates that are missing.
 fn prepare_certificates(layout: &Layout, config: &ClusterConfig) -> Result<(), Error> {
-    let authority = if layout.exists() {
-        layout.authority()
-    } else {
-        layout.create_authority()
-    }
-    .map_err(broken)?;
+    let authority =
+        if layout.exists() { layout.authority() } else { layout.create_authority() }.map_err(broken)?;
     let coordinators = (1..=config.coordinators).map(|id| (Role::Coordinator, format!("coordinator-{id}")));
     let participants = (1..=config.nodes).map(|id| (Role::Participant, format!("participant-{id}")));
     let clients = [Role::Client, Role::Admin].map(|role| (role, role.name().to_owned()));
     for (role, name) in coordinators.chain(participants).chain(clients) {
         if !layout.folder().join(format!("{name}.pem")).exists() {
-            layout
-                .issue(&authority, role, &name, CERTIFICATE_VALIDITY)
-                .map_err(broken)?;
+            layout.issue(&authority, role, &name, CERTIFICATE_VALIDITY).map_err(broken)?;
         }
     }
     Ok(())
@@ -192,19 +172,12 @@ fn coordinator_addresses(config: &ClusterConfig) -> Result<Vec<String>, Error> {
         Some(first) => (0..config.coordinators).map(|number| first + number).collect(),
         None => free_ports(config.coordinators).map_err(broken)?,
     };
-    Ok(ports
-        .into_iter()
-        .map(|port| SocketAddr::from(([127, 0, 0, 1], port)).to_string())
-        .collect())
+    Ok(ports.into_iter().map(|port| SocketAddr::from(([127, 0, 0, 1], port)).to_string()).collect())
 }
 
 /// Ports that were free a moment ago.
 fn free_ports(count: u16) -> std::io::Result<Vec<u16>> {
-    let sockets: Vec<UdpSocket> = (0..count)
-        .map(|_| UdpSocket::bind(("127.0.0.1", 0)))
-        .collect::<Result<_, _>>()?;
-    sockets
-        .iter()
-        .map(|socket| Ok(socket.local_addr()?.port()))
-        .collect()
+    let sockets: Vec<UdpSocket> =
+        (0..count).map(|_| UdpSocket::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
+    sockets.iter().map(|socket| Ok(socket.local_addr()?.port())).collect()
 }

@@ -101,9 +101,7 @@ impl Error {
     }
 
     pub(crate) fn unavailable(reason: impl ToString) -> Error {
-        Error::Unavailable {
-            reason: reason.to_string(),
-        }
+        Error::Unavailable { reason: reason.to_string() }
     }
 }
 

@@ -63,9 +63,7 @@ pub struct Layout {
 impl Layout {
     /// The files in a folder.
     pub fn at(folder: impl Into<PathBuf>) -> Layout {
-        Layout {
-            folder: folder.into(),
-        }
+        Layout { folder: folder.into() }
     }
 
     /// The folder.
@@ -87,10 +85,8 @@ impl Layout {
         if path.exists() {
             return Err(LayoutError::Exists { path });
         }
-        fs::create_dir_all(&self.folder).map_err(|source| LayoutError::Io {
-            path: self.folder.clone(),
-            source,
-        })?;
+        fs::create_dir_all(&self.folder)
+            .map_err(|source| LayoutError::Io { path: self.folder.clone(), source })?;
         let authority = Authority::create(ClusterId(rand::random()))?;
         self.write("ca-key.pem", &authority.key(), true)?;
         self.write("ca.pem", authority.certificate(), false)?;
@@ -102,10 +98,7 @@ impl Layout {
     /// # Errors
     /// If it is not there, or its key is kept elsewhere.
     pub fn authority(&self) -> Result<Authority, LayoutError> {
-        Ok(Authority::from_pem(
-            &self.read("ca.pem")?,
-            &self.read("ca-key.pem")?,
-        )?)
+        Ok(Authority::from_pem(&self.read("ca.pem")?, &self.read("ca-key.pem")?)?)
     }
 
     /// Issues a certificate as `<name>.pem` and `<name>-key.pem`. `subject` is the name in it.
@@ -172,12 +165,8 @@ impl Layout {
     /// # Errors
     /// If the folder cannot be written.
     pub fn write_clients(&self, coordinators: &[String]) -> Result<(), LayoutError> {
-        let plan = Plan {
-            coordinators: coordinators.to_vec(),
-            participants: Vec::new(),
-            shards: 0,
-            replicas: 0,
-        };
+        let plan =
+            Plan { coordinators: coordinators.to_vec(), participants: Vec::new(), shards: 0, replicas: 0 };
         for role in [Role::Client, Role::Admin] {
             self.write(&format!("{role}.toml"), &client_file(&plan, role), false)?;
         }
@@ -196,20 +185,12 @@ impl Layout {
         let mode = if secret { 0o600 } else { 0o644 };
         let write = || {
             let mut options = fs::OpenOptions::new();
-            let mut file = options
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(mode)
-                .open(&part)?;
+            let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&part)?;
             io::Write::write_all(&mut file, text.as_bytes())?;
             file.sync_all()?;
             fs::rename(&part, &path)
         };
-        write().map_err(|source| LayoutError::Io {
-            path: path.clone(),
-            source,
-        })
+        write().map_err(|source| LayoutError::Io { path: path.clone(), source })
     }
 }
 

@@ -34,17 +34,9 @@ impl Reader {
             places.entry(key.shard(self.shards())).or_default().push(place);
         }
         let requests = places.iter().flat_map(|(shard, places)| {
-            places
-                .chunks(KEYS_MAX)
-                .map(|chunk| self.read_shard(*shard, chunk, keys))
+            places.chunks(KEYS_MAX).map(|chunk| self.read_shard(*shard, chunk, keys))
         });
-        let mut versions = vec![
-            Version {
-                version: Timestamp::ZERO,
-                value: None
-            };
-            keys.len()
-        ];
+        let mut versions = vec![Version { version: Timestamp::ZERO, value: None }; keys.len()];
         for (places, found) in try_join_all(requests).await? {
             for (place, version) in places.iter().zip(found) {
                 versions[*place] = version;
@@ -61,11 +53,7 @@ impl Reader {
     ) -> Result<(&'a [usize], Vec<Version>), Error> {
         let keys: Vec<Key> = places.iter().map(|place| keys[*place].clone()).collect();
         let request = Request::Read { at: self.at, keys };
-        match self
-            .router
-            .shard(shard, request, Resend::Idempotent, self.deadline)
-            .await?
-        {
+        match self.router.shard(shard, request, Resend::Idempotent, self.deadline).await? {
             Response::Values(versions) if versions.len() == places.len() => Ok((places, versions)),
             _ => Err(Error::unavailable("a shard answered something else")),
         }
@@ -78,16 +66,8 @@ impl Reader {
         range: KeyRange,
         rows_max: u32,
     ) -> Result<(Vec<Row>, bool), Error> {
-        let request = Request::Scan {
-            at: self.at,
-            range,
-            rows_max,
-        };
-        match self
-            .router
-            .shard(shard, request, Resend::Idempotent, self.deadline)
-            .await?
-        {
+        let request = Request::Scan { at: self.at, range, rows_max };
+        match self.router.shard(shard, request, Resend::Idempotent, self.deadline).await? {
             Response::Page { rows, more } => Ok((rows, more)),
             _ => Err(Error::unavailable("a shard answered something else")),
         }

@@ -42,31 +42,16 @@ pub(crate) fn successor(key: &Key) -> Key {
 impl Scan {
     /// A scan of which the application wants at most `limit` rows.
     pub(crate) fn new(reader: Reader, range: KeyRange, limit: usize) -> Scan {
-        let shards = if range.is_empty() {
-            Vec::new()
-        } else {
-            shards_of(&range, reader.shards())
-        };
-        let part = |shard| Part {
-            shard,
-            rows: VecDeque::new(),
-            rest: Some(range.clone()),
-        };
+        let shards = if range.is_empty() { Vec::new() } else { shards_of(&range, reader.shards()) };
+        let part = |shard| Part { shard, rows: VecDeque::new(), rest: Some(range.clone()) };
         let parts = shards.into_iter().map(part).collect();
-        Scan {
-            reader,
-            parts,
-            page_rows: limit.clamp(1, PAGE_ROWS) as u32,
-        }
+        Scan { reader, parts, page_rows: limit.clamp(1, PAGE_ROWS) as u32 }
     }
 
     /// The next row; `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Row>, Error> {
         // Before the smallest can be known, every shard must show its next row.
-        let hungry = self
-            .parts
-            .iter_mut()
-            .filter(|part| part.rows.is_empty() && part.rest.is_some());
+        let hungry = self.parts.iter_mut().filter(|part| part.rows.is_empty() && part.rest.is_some());
         let (reader, page_rows) = (&self.reader, self.page_rows);
         try_join_all(hungry.map(async |part| part.fetch(reader, page_rows).await)).await?;
         let heads = self.parts.iter_mut().filter(|part| !part.rows.is_empty());

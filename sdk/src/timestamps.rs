@@ -46,14 +46,8 @@ impl Timestamps {
         let (sender, receiver) = oneshot::channel();
         let late = |_| Error::unavailable("no timestamp before the deadline");
         let gone = || Error::unavailable("the client is shutting down");
-        timeout_at(deadline, self.waiters.send(sender))
-            .await
-            .map_err(late)?
-            .map_err(|_| gone())?;
-        timeout_at(deadline, receiver)
-            .await
-            .map_err(late)?
-            .map_err(|_| gone())?
+        timeout_at(deadline, self.waiters.send(sender)).await.map_err(late)?.map_err(|_| gone())?;
+        timeout_at(deadline, receiver).await.map_err(late)?.map_err(|_| gone())?
     }
 }
 
@@ -78,9 +72,7 @@ async fn serve(router: &Router, waiters: Vec<Waiter>) {
     if waiters.is_empty() {
         return;
     }
-    let request = Request::Timestamps {
-        count: waiters.len() as u32,
-    };
+    let request = Request::Timestamps { count: waiters.len() as u32 };
     let deadline = Instant::now() + REQUEST_TIMEOUT;
     let answer = match router.coordinator(request, Resend::Idempotent, deadline).await {
         Ok(Response::Timestamps { first, epoch }) => Ok((first, epoch)),
@@ -88,9 +80,7 @@ async fn serve(router: &Router, waiters: Vec<Waiter>) {
         Err(error) => Err(error.into()),
     };
     for (number, waiter) in waiters.into_iter().enumerate() {
-        let answer = answer
-            .clone()
-            .map(|(first, epoch)| (first.advance(number as u64), epoch));
+        let answer = answer.clone().map(|(first, epoch)| (first.advance(number as u64), epoch));
         // Whoever waited may have given up just now.
         let _ = waiter.send(answer);
     }

@@ -111,11 +111,7 @@ impl std::fmt::Debug for Handle {
 
 impl Handle {
     pub(crate) fn new(txn: TxnId, participants: Vec<ParticipantId>, router: Arc<Router>) -> Handle {
-        Handle {
-            txn,
-            participants,
-            router,
-        }
+        Handle { txn, participants, router }
     }
 
     /// The transaction.
@@ -129,16 +125,9 @@ impl Handle {
     /// # Errors
     /// [`Error::Unavailable`] if no coordinator answers within `timeout`: ask again.
     pub async fn resolve(&self, timeout: Duration) -> Result<Outcome, Error> {
-        let request = Request::Outcome {
-            txn: self.txn,
-            participants: self.participants.clone(),
-        };
+        let request = Request::Outcome { txn: self.txn, participants: self.participants.clone() };
         let deadline = Instant::now() + timeout;
-        match self
-            .router
-            .coordinator(request, Resend::Idempotent, deadline)
-            .await?
-        {
+        match self.router.coordinator(request, Resend::Idempotent, deadline).await? {
             Response::Outcome(txn::Outcome::Committed { commit_ts }) => Ok(Outcome::Committed { commit_ts }),
             Response::Outcome(txn::Outcome::Aborted { cause }) => Ok(Outcome::Aborted { cause }),
             Response::Expired => Ok(Outcome::Expired),
@@ -149,14 +138,7 @@ impl Handle {
 
 impl Transaction {
     pub(crate) fn new(id: TxnId, epoch: Epoch, reader: Reader) -> Transaction {
-        Transaction {
-            inner: Arc::new(Inner {
-                id,
-                epoch,
-                reader,
-                state: Mutex::default(),
-            }),
-        }
+        Transaction { inner: Arc::new(Inner { id, epoch, reader, state: Mutex::default() }) }
     }
 
     /// Names this transaction, in errors of others too.
@@ -181,10 +163,8 @@ impl Transaction {
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Result<Vec<Option<Bytes>>, Error> {
-        let keys = keys
-            .into_iter()
-            .map(|key| checked_key(key.as_ref()))
-            .collect::<Result<Vec<Key>, Error>>()?;
+        let keys =
+            keys.into_iter().map(|key| checked_key(key.as_ref())).collect::<Result<Vec<Key>, Error>>()?;
         let mut unknown: Vec<Key> = {
             let state = self.inner.state.lock();
             state.check_open()?;
@@ -221,9 +201,7 @@ impl Transaction {
             let state = self.inner.state.lock();
             state.check_open()?;
             let writes = state.writes.iter().filter(|(key, _)| range.contains(key));
-            writes
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect::<BTreeMap<_, _>>()
+            writes.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>()
         };
         let mut rows: Vec<(Key, Bytes)> = Vec::new();
         let mut scan = Scan::new(self.inner.reader.clone(), range.clone(), limit);
@@ -291,10 +269,7 @@ impl Transaction {
         state.check_open()?;
         let size = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
         let added = key.as_bytes().len() + size(&value);
-        let removed = state
-            .writes
-            .get(&key)
-            .map_or(0, |old| key.as_bytes().len() + size(old));
+        let removed = state.writes.get(&key).map_or(0, |old| key.as_bytes().len() + size(old));
         state.bytes = state.bytes + added - removed;
         state.writes.insert(key, value);
         check_size(&state)
@@ -323,21 +298,12 @@ impl Transaction {
                 return Err(failure);
             }
             if state.writes.is_empty() {
-                return Ok(Commit::Committed {
-                    commit_ts: inner.id.start,
-                });
+                return Ok(Commit::Committed { commit_ts: inner.id.start });
             }
             check_size(&state)?;
             parts(&state, inner.id.start, inner.reader.shards())
         };
-        submit(
-            inner.id,
-            inner.epoch,
-            parts,
-            &inner.reader.router,
-            inner.reader.deadline,
-        )
-        .await
+        submit(inner.id, inner.epoch, parts, &inner.reader.router, inner.reader.deadline).await
     }
 
     /// The first error that a read met, if one did.
@@ -348,11 +314,7 @@ impl Transaction {
     /// Remembers a failed read: a transaction that missed something must not commit.
     fn note<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         if let Err(error) = &result {
-            self.inner
-                .state
-                .lock()
-                .failure
-                .get_or_insert_with(|| error.clone());
+            self.inner.state.lock().failure.get_or_insert_with(|| error.clone());
         }
         result
     }
@@ -360,26 +322,14 @@ impl Transaction {
 
 fn checked_key(key: &[u8]) -> Result<Key, Error> {
     if key.len() > KEY_BYTES_MAX {
-        return Err(Error::Limit {
-            what: "a key",
-            actual: key.len(),
-            limit: KEY_BYTES_MAX,
-            unit: "bytes",
-        });
+        return Err(Error::Limit { what: "a key", actual: key.len(), limit: KEY_BYTES_MAX, unit: "bytes" });
     }
     Ok(Key::copy_from(key))
 }
 
 fn check_size(state: &State) -> Result<(), Error> {
     let keys = state.reads.len() + state.writes.len() + state.ranges.len();
-    let limit = |actual, limit, unit| {
-        Err(Error::Limit {
-            what: "the transaction",
-            actual,
-            limit,
-            unit,
-        })
-    };
+    let limit = |actual, limit, unit| Err(Error::Limit { what: "the transaction", actual, limit, unit });
     if keys > TXN_KEYS_MAX {
         return limit(keys, TXN_KEYS_MAX, "keys");
     }
@@ -393,34 +343,20 @@ fn check_size(state: &State) -> Result<(), Error> {
 fn parts(state: &State, snapshot: Timestamp, shards: u16) -> Vec<Part> {
     let mut work: BTreeMap<ShardId, Work> = BTreeMap::new();
     for (key, version) in &state.reads {
-        let check = ReadCheck {
-            key: key.clone(),
-            version: version.version,
-        };
+        let check = ReadCheck { key: key.clone(), version: version.version };
         work.entry(key.shard(shards)).or_default().reads.push(check);
     }
     for range in &state.ranges {
         for shard in shards_of(range, shards) {
-            let check = RangeCheck {
-                range: range.clone(),
-                snapshot,
-            };
+            let check = RangeCheck { range: range.clone(), snapshot };
             work.entry(shard).or_default().ranges.push(check);
         }
     }
     for (key, value) in &state.writes {
-        let write = Write {
-            key: key.clone(),
-            value: value.clone(),
-        };
+        let write = Write { key: key.clone(), value: value.clone() };
         work.entry(key.shard(shards)).or_default().writes.push(write);
     }
-    work.into_iter()
-        .map(|(shard, work)| Part {
-            participant: ParticipantId::Shard(shard),
-            work,
-        })
-        .collect()
+    work.into_iter().map(|(shard, work)| Part { participant: ParticipantId::Shard(shard), work }).collect()
 }
 
 /// Sends a commit until it is known how it ended, or the deadline has passed.
@@ -437,17 +373,9 @@ async fn submit(
 ) -> Result<Commit, Error> {
     let participants: Vec<ParticipantId> = parts.iter().map(|part| part.participant.clone()).collect();
     let first = loop {
-        let commit = coordinator::Commit {
-            txn,
-            epoch,
-            resubmission: false,
-            parts: parts.clone(),
-        };
+        let commit = coordinator::Commit { txn, epoch, resubmission: false, parts: parts.clone() };
         let attempt = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
-        match router
-            .coordinator(Request::Commit(commit), Resend::OnlyUnsent, attempt)
-            .await
-        {
+        match router.coordinator(Request::Commit(commit), Resend::OnlyUnsent, attempt).await {
             Err(RouteError::Rejected(Reject::StaleEpoch { current })) if current != epoch => epoch = current,
             Err(error) if error.is_ambiguous() => break None,
             other => break Some(other),
@@ -469,9 +397,7 @@ async fn submit(
             Some(_) | None => {}
         }
         if Instant::now() >= deadline {
-            return Ok(Commit::Unknown {
-                handle: Handle::new(txn, participants, router.clone()),
-            });
+            return Ok(Commit::Unknown { handle: Handle::new(txn, participants, router.clone()) });
         }
         answer = ask_again(txn, epoch, &participants, router, deadline).await;
         if answer.is_none() {
@@ -488,21 +414,9 @@ async fn ask_again(
     router: &Router,
     deadline: Instant,
 ) -> Option<Result<Response, RouteError>> {
-    let part = |participant: &ParticipantId| Part {
-        participant: participant.clone(),
-        work: Work::default(),
-    };
+    let part = |participant: &ParticipantId| Part { participant: participant.clone(), work: Work::default() };
     let parts = participants.iter().map(part).collect();
-    let commit = coordinator::Commit {
-        txn,
-        epoch,
-        resubmission: true,
-        parts,
-    };
+    let commit = coordinator::Commit { txn, epoch, resubmission: true, parts };
     // Whatever goes wrong here says nothing about the commit itself.
-    router
-        .coordinator(Request::Commit(commit), Resend::Idempotent, deadline)
-        .await
-        .ok()
-        .map(Ok)
+    router.coordinator(Request::Commit(commit), Resend::Idempotent, deadline).await.ok().map(Ok)
 }

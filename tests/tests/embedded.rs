@@ -9,7 +9,9 @@ use troth_sdk::{Client, Commit, Error};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn cluster(dir: &std::path::Path) -> (Cluster, Client) {
-    let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .try_init();
     let config = ClusterConfig { dir: dir.to_owned(), ..ClusterConfig::default() };
     let cluster = timeout(PATIENCE, Cluster::start(config)).await.expect("in time").expect("a cluster");
     let client = timeout(PATIENCE, cluster.client()).await.expect("in time").expect("a client");

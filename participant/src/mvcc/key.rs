@@ -23,11 +23,7 @@ pub fn parse_version(bytes: &[u8]) -> Option<(ShardId, Key, Timestamp)> {
     let (shard, rest) = bytes.split_at_checked(2)?;
     let (key, version) = decode_ordered(rest)?;
     let shard = ShardId(u16::from_be_bytes(shard.try_into().ok()?));
-    Some((
-        shard,
-        Key(key.into()),
-        Timestamp(!u64::from_be_bytes(version.try_into().ok()?)),
-    ))
+    Some((shard, Key(key.into()), Timestamp(!u64::from_be_bytes(version.try_into().ok()?))))
 }
 
 /// The timestamp at the end of a version's key.
@@ -39,10 +35,7 @@ pub fn timestamp(bytes: &[u8]) -> Option<Timestamp> {
 /// The first and the last-plus-one key of all versions in a range.
 pub fn range(shard: ShardId, range: &KeyRange) -> (Vec<u8>, Vec<u8>) {
     let start = versions(shard, &range.start);
-    let end = range
-        .end
-        .as_ref()
-        .map_or_else(|| shard_end(shard), |end| versions(shard, end));
+    let end = range.end.as_ref().map_or_else(|| shard_end(shard), |end| versions(shard, end));
     (start, end)
 }
 
@@ -80,10 +73,7 @@ mod tests {
         assert!(at("a", 0) < at("a\0", u64::MAX));
         assert!(at("a\0", 0) < at("ab", u64::MAX));
         assert!(at("z", 0) < version(ShardId(4), &"a".into(), Timestamp::MAX));
-        assert_eq!(
-            parse_version(&at("a\0b", 7)),
-            Some((ShardId(3), "a\0b".into(), Timestamp(7)))
-        );
+        assert_eq!(parse_version(&at("a\0b", 7)), Some((ShardId(3), "a\0b".into(), Timestamp(7))));
         assert_eq!(timestamp(&at("a", 7)), Some(Timestamp(7)));
         assert_eq!(parse_version(b"x"), None);
     }
@@ -99,9 +89,6 @@ mod tests {
     #[test]
     fn the_form_is_a_format() {
         let bytes = version(ShardId(258), &"a\0".into(), Timestamp(1));
-        assert_eq!(
-            bytes,
-            [1, 2, b'a', 0, 0xff, 0, 1, 255, 255, 255, 255, 255, 255, 255, 254]
-        );
+        assert_eq!(bytes, [1, 2, b'a', 0, 0xff, 0, 1, 255, 255, 255, 255, 255, 255, 255, 254]);
     }
 }

@@ -29,10 +29,7 @@ pub struct Page {
 impl Mvcc {
     /// The versions of a shard in a store.
     pub fn new(store: &Store, shard: ShardId) -> Mvcc {
-        Mvcc {
-            store: store.clone(),
-            shard,
-        }
+        Mvcc { store: store.clone(), shard }
     }
 
     /// The newest version of a key at a moment.
@@ -46,14 +43,10 @@ impl Mvcc {
         rows.seek(&start);
         rows.status().map_err(StoreError::from)?;
         Ok(match rows.item() {
-            Some((row, stored)) => Version {
-                version: timestamp(row)?,
-                value: value(stored)?.map(Bytes::copy_from_slice),
-            },
-            None => Version {
-                version: Timestamp::ZERO,
-                value: None,
-            },
+            Some((row, stored)) => {
+                Version { version: timestamp(row)?, value: value(stored)?.map(Bytes::copy_from_slice) }
+            }
+            None => Version { version: Timestamp::ZERO, value: None },
         })
     }
 
@@ -108,10 +101,7 @@ impl Mvcc {
         rows_max: usize,
         bytes_max: usize,
     ) -> io::Result<Page> {
-        let mut page = Page {
-            rows: Vec::new(),
-            more: false,
-        };
+        let mut page = Page { rows: Vec::new(), more: false };
         if range.is_empty() {
             return Ok(page);
         }
@@ -132,11 +122,7 @@ impl Mvcc {
                     break;
                 }
                 bytes += key.as_bytes().len() + value.len();
-                page.rows.push(Row {
-                    key: key.clone(),
-                    version,
-                    value: Bytes::copy_from_slice(value),
-                });
+                page.rows.push(Row { key: key.clone(), version, value: Bytes::copy_from_slice(value) });
             }
             rows.seek(self.after_versions(&key));
         }

@@ -1,9 +1,6 @@
 //! Everything that may enter a shard's log, and what comes out.
 
-#![expect(
-    missing_docs,
-    reason = "what rkyv derives for enums has none; all that is written here does"
-)]
+#![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use troth_protocol::message::shard::{Decision, Prepare};
 use troth_protocol::message::txn::{Cause, Outcome, Work};

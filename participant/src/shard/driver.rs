@@ -107,21 +107,16 @@ impl Shard {
             Request::Read { at, keys } => inner.read(at, keys, deadline).await.map(Response::Values),
             Request::Scan { at, range, rows_max } => {
                 let page = inner.scan(at, range, rows_max as usize, deadline).await?;
-                Ok(Response::Page {
-                    rows: page.rows,
-                    more: page.more,
-                })
+                Ok(Response::Page { rows: page.rows, more: page.more })
             }
             Request::Prepare(prepare) => inner.prepare(prepare).await.map(Response::Vote),
             Request::CommitOnePhase(commit) => inner.commit_one_phase(commit).await,
             Request::Finish { epoch, decisions } => {
                 inner.finish(epoch, decisions).await.map(|()| Response::Finished)
             }
-            Request::Prepared {
-                epoch,
-                after,
-                count_max,
-            } => inner.prepared(epoch, after, count_max as usize).await,
+            Request::Prepared { epoch, after, count_max } => {
+                inner.prepared(epoch, after, count_max as usize).await
+            }
             Request::Outcome { txn } => inner.outcome(txn).await,
         }
     }
@@ -134,14 +129,7 @@ impl Shard {
             let core = inner.core.lock();
             core.leader.is_some() && core.state.marks().safe_point < safe_point
         };
-        if wanted
-            && let Err(error) = inner
-                .propose(&Command::Retire {
-                    safe_point,
-                    outcomes_before,
-                })
-                .await
-        {
+        if wanted && let Err(error) = inner.propose(&Command::Retire { safe_point, outcomes_before }).await {
             tracing::debug!(shard = %inner.shard, %error, "cannot retire old versions now");
         }
     }
@@ -214,11 +202,8 @@ impl Inner {
         let read = move |mvcc: &Mvcc, keys: &[Key], reach: Reach| -> io::Result<Vec<Version>> {
             keys.iter().map(|key| mvcc.read(key, at, reach)).collect()
         };
-        let inline = if keys.len() <= KEYS_INLINE_MAX {
-            read(&self.mvcc, &keys, Reach::Memory).ok()
-        } else {
-            None
-        };
+        let inline =
+            if keys.len() <= KEYS_INLINE_MAX { read(&self.mvcc, &keys, Reach::Memory).ok() } else { None };
         let versions = match inline {
             Some(versions) => versions,
             None => {
@@ -240,9 +225,7 @@ impl Inner {
         self.admit(at, Target::Range(range.clone()), deadline).await?;
         let mvcc = self.mvcc.clone();
         let rows_max = rows_max.clamp(1, SCAN_ROWS_MAX);
-        let page = self
-            .blocking(move || mvcc.scan(&range, at, rows_max, SCAN_BYTES_MAX))
-            .await?;
+        let page = self.blocking(move || mvcc.scan(&range, at, rows_max, SCAN_BYTES_MAX)).await?;
         self.still_readable(at)?;
         Ok(page)
     }
@@ -254,9 +237,7 @@ impl Inner {
         let result = spawn_blocking(read).await.map_err(io::Error::other).flatten();
         result.map_err(|error| {
             tracing::error!(shard = %self.shard, %error, "cannot read");
-            Reject::Internal {
-                reason: format!("shard {} cannot be read", self.shard),
-            }
+            Reject::Internal { reason: format!("shard {} cannot be read", self.shard) }
         })
     }
 
@@ -270,9 +251,7 @@ impl Inner {
     ) -> Result<(), Reject> {
         let latest = Timestamp::from_millis(self.clock.millis()).plus(READ_AHEAD_MAX);
         if at > latest {
-            return Err(Reject::malformed(format!(
-                "read timestamp {at} lies more than an hour ahead"
-            )));
+            return Err(Reject::malformed(format!("read timestamp {at} lies more than an hour ahead")));
         }
         self.group.read_barrier().await?;
         let id = self.next_read.fetch_add(1, Ordering::Relaxed);
@@ -287,11 +266,7 @@ impl Inner {
             }
             core.readers.insert(id, sender);
             self.core.handle(&mut core, Event::Read { id, at, target });
-            Wait {
-                core: &self.core,
-                id,
-                wake,
-            }
+            Wait { core: &self.core, id, wake }
         };
         match wait.wake.try_recv() {
             Ok(Wake::Serve) => return Ok(()),
@@ -305,17 +280,11 @@ impl Inner {
             Ok(Err(_)) => Err(self.not_leader()),
             Err(_) => {
                 let core = self.core.lock();
-                let blocker = core
-                    .leader
-                    .as_ref()
-                    .and_then(|leader| leader.blocker(id))
-                    .cloned();
-                Err(
-                    blocker.map_or(Reject::DeadlineExceeded, |conflict| Reject::Blocked {
-                        key: conflict.key,
-                        by: conflict.by,
-                    }),
-                )
+                let blocker = core.leader.as_ref().and_then(|leader| leader.blocker(id)).cloned();
+                Err(blocker.map_or(Reject::DeadlineExceeded, |conflict| Reject::Blocked {
+                    key: conflict.key,
+                    by: conflict.by,
+                }))
             }
         }
     }
@@ -323,11 +292,7 @@ impl Inner {
     /// What was read is what it should be only if it was not given up meanwhile.
     fn still_readable(&self, at: Timestamp) -> Result<(), Reject> {
         let safe_point = self.core.lock().state.marks().safe_point;
-        if at < safe_point {
-            Err(Reject::SnapshotTooOld)
-        } else {
-            Ok(())
-        }
+        if at < safe_point { Err(Reject::SnapshotTooOld) } else { Ok(()) }
     }
 
     // --- committing -------------------------------------------------------------------------
@@ -348,16 +313,12 @@ impl Inner {
                 return Err(self.not_leader());
             };
             if prepare.epoch < core.state.marks().epoch {
-                return Ok(Vote::No {
-                    cause: Cause::Superseded,
-                });
+                return Ok(Vote::No { cause: Cause::Superseded });
             }
             match core.state.prepared().get(&txn) {
                 // Asked again by the same leader: the promise stands in the log.
                 Some(record) if record.epoch == prepare.epoch => {
-                    return Ok(Vote::Yes {
-                        above: leader.vote_above(&core.state),
-                    });
+                    return Ok(Vote::Yes { above: leader.vote_above(&core.state) });
                 }
                 Some(_) => {}
                 None => {
@@ -372,9 +333,7 @@ impl Inner {
                 let core = self.core.lock();
                 // Without a leader here the promise still stands; the next one will say so.
                 let leader = core.leader.as_ref().ok_or(Reject::Deposed)?;
-                Ok(Vote::Yes {
-                    above: leader.vote_above(&core.state),
-                })
+                Ok(Vote::Yes { above: leader.vote_above(&core.state) })
             }
             Output::Vote(Err(cause)) => Ok(Vote::No { cause }),
             other => unreachable!("a prepare leads to a vote, not to {other:?}"),
@@ -388,9 +347,7 @@ impl Inner {
             Ok(cause) => Ok(cause),
             // Not to be seen without waiting for the disk: the log will tell.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(Reject::Internal {
-                reason: error.to_string(),
-            }),
+            Err(error) => Err(Reject::Internal { reason: error.to_string() }),
         }
     }
 
@@ -406,12 +363,7 @@ impl Inner {
                 Ok(commit_ts) => {
                     // Proposed under the lock, so that timestamps enter the log in their order.
                     let lead = leader.lead();
-                    self.submit(&Command::CommitOnePhase {
-                        lead,
-                        txn,
-                        commit_ts,
-                        work,
-                    })
+                    self.submit(&Command::CommitOnePhase { lead, txn, commit_ts, work })
                 }
                 // Durable like any answer here, so that a copy of this request that was delayed
                 // cannot commit later.
@@ -427,10 +379,7 @@ impl Inner {
             Err(error) => {
                 if matches!(error, ProposeError::NotLeader { .. } | ProposeError::Overloaded) {
                     // It is in no log: readers need not wait for it.
-                    let ended = Event::Applied {
-                        prepared: Vec::new(),
-                        ended: vec![txn],
-                    };
+                    let ended = Event::Applied { prepared: Vec::new(), ended: vec![txn] };
                     self.core.handle(&mut self.core.lock(), ended);
                 }
                 Err(error.into())
@@ -442,10 +391,7 @@ impl Inner {
         if self.core.lock().leader.is_none() {
             return Err(self.not_leader());
         }
-        let fence = Command::Fence {
-            txn,
-            cause: Cause::Settled,
-        };
+        let fence = Command::Fence { txn, cause: Cause::Settled };
         Ok(outcome_response(self.propose(&fence).await?))
     }
 
@@ -498,15 +444,8 @@ impl Inner {
             txn: *txn,
             participants: record.participants.clone(),
         };
-        let txns = records
-            .by_ref()
-            .take(count_max.clamp(1, PREPARED_MAX))
-            .map(record)
-            .collect();
-        Ok(Response::Prepared {
-            txns,
-            more: records.next().is_some(),
-        })
+        let txns = records.by_ref().take(count_max.clamp(1, PREPARED_MAX)).map(record).collect();
+        Ok(Response::Prepared { txns, more: records.next().is_some() })
     }
 
     // --- leading ----------------------------------------------------------------------------
@@ -549,11 +488,7 @@ impl Inner {
         let fresh = loop {
             let request = coordinator::Request::Timestamps { count: 1 };
             let deadline = tokio::time::Instant::now() + ASK_TIMEOUT;
-            match self
-                .router
-                .coordinator(request, Resend::Idempotent, deadline)
-                .await
-            {
+            match self.router.coordinator(request, Resend::Idempotent, deadline).await {
                 Ok(coordinator::Response::Timestamps { first, .. }) => break first,
                 Ok(_) => tracing::warn!(shard = %self.shard, "the coordinator answered something else"),
                 Err(error) => {
@@ -620,16 +555,9 @@ impl Inner {
     async fn ask(&self, txns: Vec<TxnId>) -> Event {
         let request = coordinator::Request::Resolve { txns: txns.clone() };
         let deadline = tokio::time::Instant::now() + ASK_TIMEOUT;
-        match self
-            .router
-            .coordinator(request, Resend::Idempotent, deadline)
-            .await
-        {
+        match self.router.coordinator(request, Resend::Idempotent, deadline).await {
             Ok(coordinator::Response::Resolved { epoch, resolutions }) if resolutions.len() == txns.len() => {
-                Event::Resolved {
-                    epoch,
-                    resolutions: txns.into_iter().zip(resolutions).collect(),
-                }
+                Event::Resolved { epoch, resolutions: txns.into_iter().zip(resolutions).collect() }
             }
             Ok(_) => {
                 tracing::warn!(shard = %self.shard, "the coordinator answered something else");

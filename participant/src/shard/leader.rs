@@ -200,15 +200,9 @@ impl Leader {
         work: &Work,
     ) -> Result<Timestamp, Cause> {
         if let Some(conflict) = state.locks().conflict(txn, work) {
-            return Err(Cause::Locked {
-                key: conflict.key,
-                by: conflict.by,
-            });
+            return Err(Cause::Locked { key: conflict.key, by: conflict.by });
         }
-        let earliest = floor
-            .max(txn.start)
-            .max(self.vote_above(state))
-            .max(self.max_proposed);
+        let earliest = floor.max(txn.start).max(self.vote_above(state)).max(self.max_proposed);
         let commit_ts = earliest.next();
         self.max_proposed = commit_ts;
         let writes = work.writes.iter().map(|write| write.key.clone()).collect();
@@ -319,15 +313,8 @@ impl Leader {
 
     /// The transaction that may have written what a read wants to see, and has not ended.
     fn obstacle(&self, at: Timestamp, target: &Target, state: &State) -> Option<Conflict> {
-        let writes_by = |txn: &TxnId, key: &Key| Conflict {
-            key: key.clone(),
-            by: *txn,
-        };
-        let early = || {
-            self.one_phase
-                .iter()
-                .filter(|(_, pending)| pending.commit_ts <= at)
-        };
+        let writes_by = |txn: &TxnId, key: &Key| Conflict { key: key.clone(), by: *txn };
+        let early = || self.one_phase.iter().filter(|(_, pending)| pending.commit_ts <= at);
         match target {
             Target::Keys(keys) => keys.iter().find_map(|key| {
                 let pending = || {
@@ -339,11 +326,7 @@ impl Leader {
             }),
             Target::Range(range) => state.locks().blocks_scan(range, at).or_else(|| {
                 early().find_map(|(txn, pending)| {
-                    pending
-                        .writes
-                        .iter()
-                        .find(|key| range.contains(key))
-                        .map(|key| writes_by(txn, key))
+                    pending.writes.iter().find(|key| range.contains(key)).map(|key| writes_by(txn, key))
                 })
             }),
         }
@@ -377,11 +360,7 @@ impl Leader {
     fn ask_again(&mut self, now: Instant, txn: TxnId) {
         // Not if it has ended meanwhile.
         if self.doubts.contains_key(&txn) {
-            let wait = if self.waiting_for.contains_key(&txn) {
-                ASK_FOR_READER
-            } else {
-                ASK_AFTER
-            };
+            let wait = if self.waiting_for.contains_key(&txn) { ASK_FOR_READER } else { ASK_AFTER };
             self.ask_at(txn, now + wait);
         }
     }

@@ -52,16 +52,9 @@ pub struct Inner {
 impl Core {
     /// A core around a state.
     pub fn new() -> Arc<Core> {
-        let inner = Inner {
-            state: State::default(),
-            leader: None,
-            readers: HashMap::new(),
-            todo: Vec::new(),
-        };
-        Arc::new(Core {
-            inner: Mutex::new(inner),
-            changed: Notify::new(),
-        })
+        let inner =
+            Inner { state: State::default(), leader: None, readers: HashMap::new(), todo: Vec::new() };
+        Arc::new(Core { inner: Mutex::new(inner), changed: Notify::new() })
     }
 
     /// Locks it. Nobody waits for anything else while holding the lock.
@@ -71,12 +64,7 @@ impl Core {
 
     /// Tells the leader of an event, if there is one, and performs what it wants done.
     pub fn handle(&self, inner: &mut Inner, event: Event) {
-        let Inner {
-            state,
-            leader: Some(leader),
-            ..
-        } = inner
-        else {
+        let Inner { state, leader: Some(leader), .. } = inner else {
             return;
         };
         let before = leader.poll_timeout();
@@ -123,12 +111,7 @@ pub struct ShardMachine {
 impl ShardMachine {
     /// The machine of a shard.
     pub fn new(store: &Store, shard: ShardId, core: &Arc<Core>) -> ShardMachine {
-        ShardMachine {
-            shard,
-            store: store.clone(),
-            mvcc: Mvcc::new(store, shard),
-            core: core.clone(),
-        }
+        ShardMachine { shard, store: store.clone(), mvcc: Mvcc::new(store, shard), core: core.clone() }
     }
 
     fn write(&self, batch: &mut Batch<'_>, mutation: &Mutation) {
@@ -144,10 +127,7 @@ impl ShardMachine {
                 batch.put(OUTCOME, &key::txn(self.shard, *txn), &encode(outcome));
             }
             Mutation::OutcomesBefore(before) => {
-                let end = TxnId {
-                    start: *before,
-                    client: Default::default(),
-                };
+                let end = TxnId { start: *before, client: Default::default() };
                 batch.delete_range(OUTCOME, &key::shard_start(self.shard), &key::txn(self.shard, end));
             }
         }
@@ -194,11 +174,8 @@ impl Machine for ShardMachine {
     }
 
     fn spans(&self) -> Vec<Span> {
-        let span = |family| Span {
-            family,
-            start: key::shard_start(self.shard),
-            end: key::shard_end(self.shard),
-        };
+        let span =
+            |family| Span { family, start: key::shard_start(self.shard), end: key::shard_end(self.shard) };
         ALL.into_iter().map(span).collect()
     }
 
@@ -225,10 +202,7 @@ impl Machine for ShardMachine {
 }
 
 fn damaged(shard: ShardId, error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("the state of shard {shard} is damaged: {error}"),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("the state of shard {shard} is damaged: {error}"))
 }
 
 /// The store, and on top of it what the current batch has not written yet.
@@ -284,10 +258,7 @@ impl View for StoredView<'_> {
     }
 
     fn newer_in_range(&self, range: &KeyRange, after: Timestamp) -> io::Result<Option<(Key, Timestamp)>> {
-        let written = self
-            .written
-            .iter()
-            .find(|(key, version)| **version > after && range.contains(key));
+        let written = self.written.iter().find(|(key, version)| **version > after && range.contains(key));
         match written {
             Some((key, version)) => Ok(Some((key.clone(), *version))),
             None => self.mvcc.newer_in_range(range, after, self.reach),

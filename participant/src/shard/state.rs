@@ -96,10 +96,7 @@ pub struct State {
 impl State {
     /// Rebuilds the state from what is stored: the locks follow from the prepared transactions.
     pub fn restore(marks: Marks, prepared: impl IntoIterator<Item = Prepared>) -> State {
-        let mut state = State {
-            marks,
-            ..State::default()
-        };
+        let mut state = State { marks, ..State::default() };
         for record in prepared {
             state.locks.acquire(record.txn, record.floor, &record.work);
             state.prepared.insert(record.txn, record);
@@ -140,12 +137,7 @@ impl State {
                 Output::Leads(index)
             }
             Command::Prepare(prepare) => Output::Vote(self.prepare(prepare, view, mutations)?),
-            Command::CommitOnePhase {
-                lead,
-                txn,
-                commit_ts,
-                work,
-            } => match self.settled(txn, view)? {
+            Command::CommitOnePhase { lead, txn, commit_ts, work } => match self.settled(txn, view)? {
                 Some(settled) => settled,
                 None => {
                     let outcome = self.commit_one_phase(lead, txn, commit_ts, work, view, mutations)?;
@@ -172,16 +164,9 @@ impl State {
                     Output::Outcome(outcome)
                 }
             },
-            Command::Retire {
-                safe_point,
-                outcomes_before,
-            } => {
+            Command::Retire { safe_point, outcomes_before } => {
                 // A prepared transaction may still add a version just above its start.
-                let oldest = self
-                    .prepared
-                    .keys()
-                    .next()
-                    .map_or(Timestamp::MAX, |txn| txn.start);
+                let oldest = self.prepared.keys().next().map_or(Timestamp::MAX, |txn| txn.start);
                 self.marks.safe_point = self.marks.safe_point.max(safe_point.min(oldest));
                 self.marks.outcomes_before = self.marks.outcomes_before.max(outcomes_before);
                 mutations.push(Mutation::OutcomesBefore(self.marks.outcomes_before));
@@ -209,20 +194,8 @@ impl State {
         if let Some(cause) = self.objection(prepare.txn, &prepare.work, view)? {
             return Ok(Err(cause));
         }
-        let Prepare {
-            txn,
-            epoch,
-            floor,
-            participants,
-            work,
-        } = prepare;
-        let record = Prepared {
-            txn,
-            epoch,
-            floor,
-            participants,
-            work,
-        };
+        let Prepare { txn, epoch, floor, participants, work } = prepare;
+        let record = Prepared { txn, epoch, floor, participants, work };
         self.locks.acquire(txn, floor, &record.work);
         mutations.push(Mutation::Prepared(record.clone()));
         self.prepared.insert(txn, record);
@@ -285,11 +258,7 @@ impl State {
 
     fn write(&mut self, writes: Vec<Write>, version: Timestamp, mutations: &mut Vec<Mutation>) {
         self.marks.last_commit = self.marks.last_commit.max(version);
-        mutations.extend(
-            writes
-                .into_iter()
-                .map(|write| Mutation::Version { write, version }),
-        );
+        mutations.extend(writes.into_iter().map(|write| Mutation::Version { write, version }));
     }
 
     /// The outcome that a one-shard transaction has already, or had so long ago that it is not kept.
@@ -306,10 +275,7 @@ impl State {
             return Ok(Some(Cause::TooOld));
         }
         if let Some(conflict) = self.locks.conflict(txn, work) {
-            return Ok(Some(Cause::Locked {
-                key: conflict.key,
-                by: conflict.by,
-            }));
+            return Ok(Some(Cause::Locked { key: conflict.key, by: conflict.by }));
         }
         self.outdated(work, view)
     }
@@ -322,20 +288,13 @@ impl State {
         for read in &work.reads {
             let version = view.newest(&read.key)?;
             if version > read.version.max(self.marks.safe_point) {
-                return Ok(Some(Cause::ReadConflict {
-                    key: read.key.clone(),
-                    version,
-                }));
+                return Ok(Some(Cause::ReadConflict { key: read.key.clone(), version }));
             }
         }
         for check in &work.ranges {
             let after = check.snapshot.max(self.marks.safe_point);
             if let Some((key, version)) = view.newer_in_range(&check.range, after)? {
-                return Ok(Some(Cause::RangeConflict {
-                    range: check.range.clone(),
-                    key,
-                    version,
-                }));
+                return Ok(Some(Cause::RangeConflict { range: check.range.clone(), key, version }));
             }
         }
         Ok(None)

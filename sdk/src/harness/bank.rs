@@ -56,10 +56,7 @@ impl Bank {
     /// With fewer than two accounts no money can move.
     pub fn new(client: &Client, accounts: u32) -> Bank {
         assert!(accounts >= 2, "money moves between two accounts");
-        Bank {
-            client: client.clone(),
-            accounts,
-        }
+        Bank { client: client.clone(), accounts }
     }
 
     /// Opens all accounts with the same balance.
@@ -78,10 +75,7 @@ impl Bank {
                 })
                 .await?;
         }
-        Ok(Audit {
-            accounts: self.accounts as usize,
-            total: u64::from(self.accounts) * OPENING_BALANCE,
-        })
+        Ok(Audit { accounts: self.accounts as usize, total: u64::from(self.accounts) * OPENING_BALANCE })
     }
 
     /// Two accounts, by number, on different shards; on different nodes too, if there are several
@@ -155,14 +149,9 @@ impl Bank {
     /// If the cluster cannot be read.
     pub async fn audit(&self) -> Result<Audit, Error> {
         let snapshot = self.client.snapshot().await?;
-        let rows = snapshot
-            .scan(KeyRange::prefix(PREFIX.as_bytes()), usize::MAX)
-            .await?;
+        let rows = snapshot.scan(KeyRange::prefix(PREFIX.as_bytes()), usize::MAX).await?;
         let total = rows.iter().map(|(_, value)| balance(Some(value))).sum();
-        Ok(Audit {
-            accounts: rows.len(),
-            total,
-        })
+        Ok(Audit { accounts: rows.len(), total })
     }
 
     /// Counts all money, and tries again until that works or `patience` is over.

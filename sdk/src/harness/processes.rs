@@ -76,14 +76,9 @@ impl Process {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.map_err(failed(format!("cannot write {}", self.log.display())))?;
         let mut command = Command::new(&self.program);
-        command
-            .arg("--config")
-            .arg(&self.config)
-            .arg("--stop-with-parent");
+        command.arg("--config").arg(&self.config).arg("--stop-with-parent");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
-        let child = command
-            .spawn()
-            .map_err(failed(format!("cannot start {}", self.program.display())))?;
+        let child = command.spawn().map_err(failed(format!("cannot start {}", self.program.display())))?;
         self.child = Some(child);
         Ok(())
     }
@@ -151,9 +146,7 @@ impl Process {
     }
 
     fn take(&mut self, what: &str) -> Result<Child, ProcessError> {
-        self.child
-            .take()
-            .ok_or_else(|| failed(what)(io::Error::other("it does not run")))
+        self.child.take().ok_or_else(|| failed(what)(io::Error::other("it does not run")))
     }
 }
 
@@ -163,18 +156,8 @@ pub fn cpu_of(pid: u32) -> Duration {
         return Duration::ZERO;
     };
     // The second field is a name that may hold anything, in parentheses.
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
-    let ticks = |at: usize| {
-        fields
-            .get(at)
-            .and_then(|field| field.parse::<u64>().ok())
-            .unwrap_or(0)
-    };
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
     let per_second = rustix::param::clock_ticks_per_second();
     Duration::from_secs_f64((ticks(11) + ticks(12)) as f64 / per_second as f64)
 }
@@ -215,13 +198,7 @@ impl Processes {
             let name = format!("{role}-{id}");
             let config = folder.join(format!("{name}.toml"));
             let log = logs.join(format!("{name}.log"));
-            Ok(Process {
-                name,
-                program,
-                config,
-                log,
-                child: None,
-            })
+            Ok(Process { name, program, config, log, child: None })
         };
         let all = |role: Role, count: u16| -> Result<Vec<Process>, ProcessError> {
             (1..=count.into()).map(|id| process(role, id)).collect()
@@ -249,11 +226,7 @@ impl Processes {
 
     /// Processor time that all running processes have used.
     pub fn cpu(&self) -> Duration {
-        self.coordinators
-            .iter()
-            .chain(&self.participants)
-            .map(Process::cpu)
-            .sum()
+        self.coordinators.iter().chain(&self.participants).map(Process::cpu).sum()
     }
 
     /// How to connect to this cluster.
@@ -288,11 +261,7 @@ pub fn binaries() -> Result<PathBuf, ProcessError> {
     let program = std::env::current_exe().map_err(failed("cannot find the running program"))?;
     let folder = program.parent().map(Path::to_owned).unwrap_or_default();
     let is_test = folder.file_name().is_some_and(|name| name == "deps");
-    Ok(if is_test {
-        folder.parent().map(Path::to_owned).unwrap_or_default()
-    } else {
-        folder
-    })
+    Ok(if is_test { folder.parent().map(Path::to_owned).unwrap_or_default() } else { folder })
 }
 
 /// Ports that were free a moment ago.
@@ -300,11 +269,7 @@ pub fn binaries() -> Result<PathBuf, ProcessError> {
 /// # Errors
 /// If the system has none.
 pub fn free_ports(count: u16) -> io::Result<Vec<u16>> {
-    let sockets: Vec<UdpSocket> = (0..count)
-        .map(|_| UdpSocket::bind(("127.0.0.1", 0)))
-        .collect::<Result<_, _>>()?;
-    sockets
-        .iter()
-        .map(|socket| Ok(socket.local_addr()?.port()))
-        .collect()
+    let sockets: Vec<UdpSocket> =
+        (0..count).map(|_| UdpSocket::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
+    sockets.iter().map(|socket| Ok(socket.local_addr()?.port())).collect()
 }

@@ -42,11 +42,7 @@ impl Context {
 
     fn client_file(&self) -> Result<PathBuf, Failure> {
         let file = |path: PathBuf| {
-            if path.is_dir() {
-                path.join("client.toml")
-            } else {
-                path
-            }
+            if path.is_dir() { path.join("client.toml") } else { path }
         };
         if let Some(path) = &self.cluster {
             return Ok(file(path.clone()));

@@ -80,29 +80,18 @@ pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
     } else {
         print(&report)?;
     }
-    if ok {
-        Ok(())
-    } else {
-        Err(Failure::new(EXIT_FAILED, "the books do not balance"))
-    }
+    if ok { Ok(()) } else { Err(Failure::new(EXIT_FAILED, "the books do not balance")) }
 }
 
 async fn play(context: &Context, options: &Options, folder: PathBuf) -> anyhow::Result<(Value, bool)> {
     let bar = progress(context.json);
-    let shape = Shape {
-        coordinators: 1,
-        nodes: 3,
-        replicas: 1,
-        shards: 16,
-    };
+    let shape = Shape { coordinators: 1, nodes: 3, replicas: 1, shards: 16 };
     bar.set_message("starting 1 coordinator and 3 participants");
     let mut processes = Processes::create(&folder, &binaries()?, shape)?;
     processes.start()?;
     let mut config = processes.client_config()?;
     config.timeout = PATIENCE;
-    let client = Client::connect(config)
-        .await
-        .context("the cluster does not get ready")?;
+    let client = Client::connect(config).await.context("the cluster does not get ready")?;
     bar.set_message("opening accounts");
     let bank = Bank::new(&client, options.accounts);
     let before = bank.open().await.context("cannot open the accounts")?;
@@ -133,19 +122,8 @@ async fn play(context: &Context, options: &Options, folder: PathBuf) -> anyhow::
     let text = format!("{} is dead (SIGKILL)", process.name);
     show_until(&bar, &seen, killed + DEAD_FOR, &text).await;
     process.start()?;
-    let kill = Kill {
-        name: process.name.clone(),
-        pid,
-        killed,
-        restarted: Instant::now(),
-    };
-    show_until(
-        &bar,
-        &seen,
-        end.max(Instant::now()),
-        &format!("{} is back", kill.name),
-    )
-    .await;
+    let kill = Kill { name: process.name.clone(), pid, killed, restarted: Instant::now() };
+    show_until(&bar, &seen, end.max(Instant::now()), &format!("{} is back", kill.name)).await;
 
     seen.stop.store(true, Ordering::Relaxed);
     bar.set_message("waiting for the last transfers");
@@ -155,14 +133,9 @@ async fn play(context: &Context, options: &Options, folder: PathBuf) -> anyhow::
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(PATIENCE, last)
-        .await
-        .context("transfers do not end")??;
+    tokio::time::timeout(PATIENCE, last).await.context("transfers do not end")??;
     bar.set_message("counting all money in one snapshot");
-    let after = bank
-        .audit_within(PATIENCE)
-        .await
-        .context("the accounts cannot be read")?;
+    let after = bank.audit_within(PATIENCE).await.context("the accounts cannot be read")?;
     bar.finish_and_clear();
     client.close().await;
     Ok(report(&seen, &[kill], before, after))
@@ -191,9 +164,7 @@ async fn move_money(bank: Bank, seen: Arc<Seen>, victim: NodeId) {
         };
         if done {
             seen.committed.fetch_add(1, Ordering::Relaxed);
-            seen.latencies
-                .lock()
-                .saturating_record(begin.elapsed().as_micros() as u64);
+            seen.latencies.lock().saturating_record(begin.elapsed().as_micros() as u64);
             if concerns_victim {
                 seen.victims_commits.lock().push(Instant::now());
             }
@@ -281,10 +252,7 @@ fn print(report: &Value) -> Result<(), Failure> {
         "  aborted     {:>8}  attempts that met another transfer or a dead server, made again",
         number("aborted")
     ))?;
-    line(format!(
-        "  unknown     {:>8}  nobody could say how they ended",
-        number("unknown")
-    ))?;
+    line(format!("  unknown     {:>8}  nobody could say how they ended", number("unknown")))?;
     line(format!("  failed      {:>8}  given up", number("failed")))?;
     line(format!(
         "  latency     {:>8.1}  ms for half of them, {:.1} ms for 99 of 100",
@@ -313,10 +281,6 @@ fn print(report: &Value) -> Result<(), Failure> {
         number("total_after"),
         number("accounts")
     ))?;
-    let verdict = if report["ok"] == json!(true) {
-        "All of it is there."
-    } else {
-        "SOMETHING IS WRONG."
-    };
+    let verdict = if report["ok"] == json!(true) { "All of it is there." } else { "SOMETHING IS WRONG." };
     line(verdict)
 }

@@ -38,22 +38,13 @@ pub struct Options {
 /// Runs until it is asked to stop.
 pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
     if ![1, 3, 5].contains(&options.coordinators) || ![1, 3, 5].contains(&options.replicas) {
-        return Err(Failure::new(
-            EXIT_USAGE,
-            "coordinators and replicas must be 1, 3 or 5",
-        ));
+        return Err(Failure::new(EXIT_USAGE, "coordinators and replicas must be 1, 3 or 5"));
     }
     if options.nodes < options.replicas {
-        return Err(Failure::new(
-            EXIT_USAGE,
-            "there must be at least as many nodes as replicas",
-        ));
+        return Err(Failure::new(EXIT_USAGE, "there must be at least as many nodes as replicas"));
     }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
     let cluster = Cluster::start(ClusterConfig {
         coordinators: options.coordinators,
         nodes: options.nodes,
@@ -76,15 +67,10 @@ pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
             "replicas": options.replicas,
         }))?;
     } else {
-        line(format!(
-            "Troth is ready: {} participants, data in {dir}",
-            options.nodes
-        ))?;
+        line(format!("Troth is ready: {} participants, data in {dir}", options.nodes))?;
         line(format!("  troth --cluster {dir} put greeting hello"))?;
         line(format!("  troth --cluster {dir} get greeting"))?;
-        line(format!(
-            "An application connects with {dir}/client.toml. Ctrl-C stops it."
-        ))?;
+        line(format!("An application connects with {dir}/client.toml. Ctrl-C stops it."))?;
     }
     asked_to_stop(false).await?;
     cluster.shutdown().await;

@@ -61,19 +61,13 @@ pub async fn get(context: &Context, options: GetOptions) -> Result<(), Failure> 
     match value {
         Some(_) => Ok(()),
         None if context.json => Err(Failure::new(EXIT_NO_VALUE, "")),
-        None => Err(Failure::new(
-            EXIT_NO_VALUE,
-            format!("{} has no value", options.key),
-        )),
+        None => Err(Failure::new(EXIT_NO_VALUE, format!("{} has no value", options.key))),
     }
 }
 
 /// Sets a key.
 pub async fn put(context: &Context, options: PutOptions) -> Result<(), Failure> {
-    write(context, &options.key, async |tx| {
-        tx.put(&options.key, &options.value)
-    })
-    .await
+    write(context, &options.key, async |tx| tx.put(&options.key, &options.value)).await
 }
 
 /// Deletes a key.
@@ -113,10 +107,7 @@ pub fn finish(commit: Commit) -> Result<troth_sdk::Timestamp, Failure> {
         Commit::Committed { commit_ts } => Ok(commit_ts),
         Commit::Aborted { cause } => Err(Failure::new(EXIT_ABORTED, format!("aborted: {cause}"))),
         Commit::Unknown { handle } => {
-            let message = format!(
-                "it is not known whether transaction {} was committed",
-                handle.txn()
-            );
+            let message = format!("it is not known whether transaction {} was committed", handle.txn());
             Err(Failure::new(EXIT_UNKNOWN, message))
         }
     }

@@ -25,10 +25,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with an exit code.
     pub fn new(code: u8, message: impl std::fmt::Display) -> Failure {
-        Failure {
-            code,
-            message: message.to_string(),
-        }
+        Failure { code, message: message.to_string() }
     }
 
     /// Prints one line, and gives the exit code.
@@ -88,14 +85,10 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         }
     }
     let print = |cells: Vec<&str>| {
-        let padded: Vec<String> = cells
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
+        let padded: Vec<String> =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         line(padded.join("  ").trim_end())
     };
     print(header.to_vec())?;
-    rows.iter()
-        .try_for_each(|row| print(row.iter().map(String::as_str).collect()))
+    rows.iter().try_for_each(|row| print(row.iter().map(String::as_str).collect()))
 }

@@ -13,16 +13,14 @@ use crate::output::{EXIT_ABORTED, EXIT_USAGE, Failure, json_bytes, line};
 
 /// Options of `troth txn`.
 #[derive(Args)]
-#[command(
-    after_help = "A script has one step a line; words may be quoted as in a shell; # begins a comment:
+#[command(after_help = "A script has one step a line; words may be quoted as in a shell; # begins a comment:
   get KEY              print the value
   put KEY VALUE        set a key
   add KEY NUMBER       add to a decimal number; a key without value counts as 0
   delete KEY           delete a key
   scan PREFIX [LIMIT]  print keys and values
   expect KEY VALUE     abort unless the key has this value; `expect KEY` unless it has none
-All of it happens at one moment, or nothing does. Output is printed after the commit."
-)]
+All of it happens at one moment, or nothing does. Output is printed after the commit.")]
 pub struct Options {
     /// The script; - for standard input.
     file: String,
@@ -115,16 +113,8 @@ async fn perform(tx: &Transaction, steps: &[Step]) -> Result<Vec<Value>, Stop> {
             Step::Put(key, value) => tx.put(key, value)?,
             Step::Add(key, number) => {
                 let value = tx.get(key).await?.unwrap_or_default();
-                let text = if value.is_empty() {
-                    "0"
-                } else {
-                    std::str::from_utf8(&value).unwrap_or("")
-                };
-                let sum = text
-                    .trim()
-                    .parse::<i64>()
-                    .ok()
-                    .and_then(|old| old.checked_add(*number));
+                let text = if value.is_empty() { "0" } else { std::str::from_utf8(&value).unwrap_or("") };
+                let sum = text.trim().parse::<i64>().ok().and_then(|old| old.checked_add(*number));
                 let sum =
                     sum.ok_or_else(|| Stop::Refused(format!("{key} is no number, or too large to add to")))?;
                 tx.put(key, sum.to_string())?;
@@ -138,12 +128,9 @@ async fn perform(tx: &Transaction, steps: &[Step]) -> Result<Vec<Value>, Stop> {
             Step::Expect(key, expected) => {
                 let value = tx.get(key).await?;
                 if value.as_deref() != expected.as_deref().map(str::as_bytes) {
-                    let actual = value.map_or("no value".into(), |value| {
-                        format!("{:?}", value.escape_ascii().to_string())
-                    });
-                    return Err(Stop::Refused(format!(
-                        "aborted: {key} has {actual}, expected {expected:?}"
-                    )));
+                    let actual = value
+                        .map_or("no value".into(), |value| format!("{:?}", value.escape_ascii().to_string()));
+                    return Err(Stop::Refused(format!("aborted: {key} has {actual}, expected {expected:?}")));
                 }
             }
         }
@@ -163,18 +150,14 @@ fn parse(text: &str) -> Result<Vec<Step>, (usize, String)> {
             [] => continue,
             ["get", key] => Step::Get(owned(key)),
             ["put", key, value] => Step::Put(owned(key), owned(value)),
-            ["add", key, by] => Step::Add(
-                owned(key),
-                by.parse()
-                    .map_err(|_| wrong(format!("{by:?} is not a whole number")))?,
-            ),
+            ["add", key, by] => {
+                Step::Add(owned(key), by.parse().map_err(|_| wrong(format!("{by:?} is not a whole number")))?)
+            }
             ["delete", key] => Step::Delete(owned(key)),
             ["scan", prefix] => Step::Scan(owned(prefix), 1000),
             ["scan", prefix, limit] => Step::Scan(
                 owned(prefix),
-                limit
-                    .parse()
-                    .map_err(|_| wrong(format!("{limit:?} is not a number of keys")))?,
+                limit.parse().map_err(|_| wrong(format!("{limit:?} is not a number of keys")))?,
             ),
             ["expect", key] => Step::Expect(owned(key), None),
             ["expect", key, value] => Step::Expect(owned(key), Some(owned(value))),

@@ -18,11 +18,7 @@ pub struct InitOptions {
     #[arg(long, default_value = "troth-cluster")]
     dir: PathBuf,
     /// Where coordinators will listen: host:port; repeat it for 3 or 5.
-    #[arg(
-        long = "coordinator",
-        value_name = "HOST:PORT",
-        default_value = "127.0.0.1:7450"
-    )]
+    #[arg(long = "coordinator", value_name = "HOST:PORT", default_value = "127.0.0.1:7450")]
     coordinators: Vec<String>,
     /// Where participants will listen: host:port; repeat it for each.
     #[arg(
@@ -61,27 +57,19 @@ pub fn init(context: &Context, options: InitOptions) -> Result<(), Failure> {
         shards: options.shards,
         replicas: options.replicas,
     };
-    let cluster = layout
-        .create(&plan)
-        .map_err(|error| Failure::new(EXIT_FAILED, error))?;
+    let cluster = layout.create(&plan).map_err(|error| Failure::new(EXIT_FAILED, error))?;
     let dir = options.dir.display();
     if context.json {
         return line(json!({ "cluster": cluster.to_string(), "dir": options.dir }));
     }
     line(format!("Cluster {cluster}: files in {dir}. Start its processes:"))?;
     for id in 1..=plan.coordinators.len() {
-        line(format!(
-            "  troth-coordinator --config {dir}/coordinator-{id}.toml"
-        ))?;
+        line(format!("  troth-coordinator --config {dir}/coordinator-{id}.toml"))?;
     }
     for id in 1..=plan.participants.len() {
-        line(format!(
-            "  troth-participant --config {dir}/participant-{id}.toml"
-        ))?;
+        line(format!("  troth-participant --config {dir}/participant-{id}.toml"))?;
     }
-    line(format!(
-        "Then: troth --cluster {dir} status. Keep {dir}/ca-key.pem safe: it lets anybody in."
-    ))
+    line(format!("Then: troth --cluster {dir} status. Keep {dir}/ca-key.pem safe: it lets anybody in."))
 }
 
 /// Options of `troth cert`.
@@ -107,9 +95,7 @@ pub fn cert(context: &Context, options: CertOptions) -> Result<(), Failure> {
     let layout = Layout::at(&options.dir);
     let authority = layout.authority().map_err(|error| failed(&error))?;
     let validity = Duration::from_secs(options.days.clamp(1, 3650) * 24 * 3600);
-    layout
-        .issue(&authority, options.role, &options.name, validity)
-        .map_err(|error| failed(&error))?;
+    layout.issue(&authority, options.role, &options.name, validity).map_err(|error| failed(&error))?;
     let files = layout.credentials(&options.name);
     if context.json {
         return line(json!({ "cert": files.cert, "key": files.key, "ca": files.ca }));

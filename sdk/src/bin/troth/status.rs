@@ -25,10 +25,7 @@ struct Answers {
 async fn ask(client: &Client, context: &Context) -> Answers {
     let deadline = Instant::now() + context.timeout.min(std::time::Duration::from_secs(3));
     let call = async |peer: Peer| {
-        let answer = client
-            .transport()
-            .call(&peer, Request::Admin(Ask::Status), deadline)
-            .await;
+        let answer = client.transport().call(&peer, Request::Admin(Ask::Status), deadline).await;
         match answer {
             Ok(Response::Admin(told)) => Ok(told),
             Ok(Response::Rejected(reject)) => Err(reject.to_string()),
@@ -53,10 +50,7 @@ async fn ask(client: &Client, context: &Context) -> Answers {
         };
         (node.clone(), told)
     });
-    Answers {
-        coordinators: join_all(coordinators).await,
-        participants: join_all(participants).await,
-    }
+    Answers { coordinators: join_all(coordinators).await, participants: join_all(participants).await }
 }
 
 /// Shows how the servers are. Fails if a server does not answer.
@@ -70,16 +64,8 @@ pub async fn status(context: &Context) -> Result<(), Failure> {
     } else {
         print_status(&answers)?;
     }
-    let down = answers
-        .coordinators
-        .iter()
-        .filter(|(_, told)| told.is_err())
-        .count()
-        + answers
-            .participants
-            .iter()
-            .filter(|(_, told)| told.is_err())
-            .count();
+    let down = answers.coordinators.iter().filter(|(_, told)| told.is_err()).count()
+        + answers.participants.iter().filter(|(_, told)| told.is_err()).count();
     if down > 0 {
         return Err(Failure::new(EXIT_FAILED, format!("{down} servers do not answer")));
     }
@@ -132,11 +118,7 @@ fn print_status(answers: &Answers) -> Result<(), Failure> {
         let mut row = vec![node.id.to_string(), node.address.clone()];
         match told {
             Ok(status) => {
-                let role = if status.epoch.is_some() {
-                    "leader"
-                } else {
-                    "standby"
-                };
+                let role = if status.epoch.is_some() { "leader" } else { "standby" };
                 row.extend([
                     role.to_owned(),
                     status.epoch.map_or("-".into(), |epoch| epoch.to_string()),
@@ -151,15 +133,7 @@ fn print_status(answers: &Answers) -> Result<(), Failure> {
     };
     let rows: Vec<_> = answers.coordinators.iter().map(coordinator).collect();
     table(
-        &[
-            "COORDINATOR",
-            "ADDRESS",
-            "ROLE",
-            "EPOCH",
-            "IN FLIGHT",
-            "UNFINISHED",
-            "COMMITTED / ABORTED",
-        ],
+        &["COORDINATOR", "ADDRESS", "ROLE", "EPOCH", "IN FLIGHT", "UNFINISHED", "COMMITTED / ABORTED"],
         &rows,
     )?;
     line("")?;
@@ -185,18 +159,7 @@ fn print_status(answers: &Answers) -> Result<(), Failure> {
         row
     };
     let rows: Vec<_> = answers.participants.iter().map(participant).collect();
-    table(
-        &[
-            "PARTICIPANT",
-            "ADDRESS",
-            "SHARDS LED",
-            "PREPARED",
-            "LOCKS",
-            "WAITING",
-            "LAST SEEN",
-        ],
-        &rows,
-    )
+    table(&["PARTICIPANT", "ADDRESS", "SHARDS LED", "PREPARED", "LOCKS", "WAITING", "LAST SEEN"], &rows)
 }
 
 /// Shows which nodes hold which shards, and who leads them.
@@ -238,12 +201,7 @@ pub async fn ring(context: &Context) -> Result<(), Failure> {
         map.cluster, map.epoch, map.shards, map.replicas
     ))?;
     line("")?;
-    let held = |node: NodeId| {
-        map.placement
-            .iter()
-            .filter(|replicas| replicas.contains(&node))
-            .count()
-    };
+    let held = |node: NodeId| map.placement.iter().filter(|replicas| replicas.contains(&node)).count();
     let led = |node: NodeId| leaders.values().filter(|leader| **leader == node).count();
     let nodes: Vec<_> = map
         .nodes
