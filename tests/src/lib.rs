@@ -1,1 +1,146 @@
-//! x
+//! What the end-to-end tests share: clusters, patience, and conditions to wait for.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+use troth_protocol::message::admin::{Request as Ask, Response as Told};
+use troth_protocol::message::{Request, Response};
+use troth_protocol::net::Peer;
+use troth_sdk::Client;
+use troth_sdk::embedded::{Cluster, ClusterConfig};
+use troth_sdk::harness::processes::{Processes, Shape, binaries};
+
+/// How long anything may take that must happen.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Logs to the test's output what `RUST_LOG` asks for.
+pub fn logging() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    // The first test of a process sets it up for all.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+}
+
+/// An embedded cluster in a temporary folder, and a client of it.
+pub struct Embedded {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The client.
+    pub client: Client,
+    folder: TempDir,
+}
+
+impl Embedded {
+    /// One coordinator, three participants, one replica, in a new folder.
+    pub async fn start() -> Embedded {
+        Embedded::start_in(tempfile::tempdir().expect("a temporary folder")).await
+    }
+
+    /// The same, in a folder where a cluster may have been before.
+    pub async fn start_in(folder: TempDir) -> Embedded {
+        logging();
+        let config = ClusterConfig { dir: folder.path().to_owned(), ..ClusterConfig::default() };
+        let cluster = in_time(Cluster::start(config)).await.expect("the cluster starts");
+        let client = in_time(cluster.client()).await.expect("the cluster gets ready");
+        Embedded { cluster, client, folder }
+    }
+
+    /// Stops everything, and hands back the folder with the data.
+    pub async fn stop(self) -> TempDir {
+        in_time(self.client.close()).await;
+        in_time(self.cluster.shutdown()).await;
+        self.folder
+    }
+}
+
+/// Awaits something that must not take for ever.
+///
+/// # Panics
+/// If it takes longer than [`PATIENCE`].
+pub async fn in_time<T>(work: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, work).await.expect("in time")
+}
+
+/// Awaits a condition.
+///
+/// # Panics
+/// If it does not come true within [`PATIENCE`].
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The programs of this build. Cargo builds a package's programs for its own tests only, so they
+/// are built here, once; that takes a moment if they are there already.
+///
+/// # Panics
+/// If they do not compile.
+pub fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--locked", "-p", "troth-coordinator", "-p", "troth-participant"]);
+        cargo.args(["-p", "troth-sdk", "--features", "troth-sdk/cli", "--bins"]);
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
+        assert!(status.success(), "the programs do not compile");
+        binaries().expect("the system tells where this program is")
+    })
+}
+
+/// A cluster of real processes in a folder, started, and a client of it.
+pub async fn processes(folder: &Path, shape: Shape) -> (Processes, Client) {
+    logging();
+    let mut processes = Processes::create(folder, programs(), shape).expect("laid out");
+    processes.start().expect("started");
+    let client = connect(&processes).await;
+    (processes, client)
+}
+
+/// One coordinator, three participants, one replica.
+pub const SMALL: Shape = Shape { coordinators: 1, nodes: 3, replicas: 1, shards: 16 };
+
+/// A client of a cluster of processes.
+pub async fn connect(processes: &Processes) -> Client {
+    let mut config = processes.client_config().expect("certificates");
+    config.timeout = PATIENCE;
+    in_time(Client::connect(config)).await.expect("the cluster gets ready")
+}
+
+/// Prepared transactions and locks on all participants; `None` while one of them does not answer
+/// or does not serve all of its shards.
+pub async fn held(client: &Client) -> Option<(u64, u64)> {
+    client.refresh_map().await;
+    let map = client.map();
+    let (mut prepared, mut locks) = (0, 0);
+    for node in &map.nodes {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let peer = Peer::participant(&node.address);
+        let told = client.transport().call(&peer, Request::Admin(Ask::Status), deadline).await;
+        let Ok(Response::Admin(Told::Participant(status))) = told else { return None };
+        if map.replicas == 1 && !status.shards.iter().all(|shard| shard.serving) {
+            return None;
+        }
+        prepared += status.shards.iter().map(|shard| shard.prepared).sum::<u64>();
+        locks += status.shards.iter().map(|shard| shard.locks).sum::<u64>();
+    }
+    Some((prepared, locks))
+}
+
+/// A seed for a random test: `TROTH_SEED` if set, else a new one. Printed, so that a failure can be
+/// run again.
+pub fn seed() -> u64 {
+    let given = std::env::var("TROTH_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(rand::random);
+    println!("seed {seed}: run again with TROTH_SEED={seed}");
+    seed
+}

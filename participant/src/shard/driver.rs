@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::{sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use troth_protocol::clock::Clock;
@@ -19,7 +19,7 @@ use troth_protocol::message::shard::{
     CommitOnePhase, Decision, Prepare, PreparedTxn, Request, Response, Version, Vote,
 };
 use troth_protocol::message::txn::{Cause, Work};
-use troth_protocol::routing::{Resend, Router};
+use troth_protocol::routing::{Resend, RouteError, Router};
 use troth_protocol::wire::encode;
 use troth_protocol::{Epoch, Key, KeyRange, Reject, ShardId, Timestamp, TxnId};
 use troth_replication::{
@@ -40,8 +40,9 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(10);
 /// Prepared transactions that one page names.
 const PREPARED_MAX: usize = 4096;
 
-/// How long one question to the coordinator may take.
+/// How long one question to the coordinator may take, and the pause after it could not be asked.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+const ASK_PAUSE: Duration = Duration::from_millis(20);
 
 /// One replica of a shard. Cheap to clone.
 #[derive(Clone)]
@@ -58,6 +59,8 @@ struct Inner {
     router: Arc<Router>,
     clock: Clock,
     next_read: AtomicU64,
+    /// The newest timestamp that a coordinator has shown.
+    newest_known: AtomicU64,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -87,6 +90,7 @@ impl Shard {
             router: router.clone(),
             clock: clock.clone(),
             next_read: AtomicU64::new(0),
+            newest_known: AtomicU64::new(0),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -249,9 +253,15 @@ impl Inner {
         target: Target,
         deadline: tokio::time::Instant,
     ) -> Result<(), Reject> {
-        let latest = Timestamp::from_millis(self.clock.millis()).plus(READ_AHEAD_MAX);
-        if at > latest {
-            return Err(Reject::malformed(format!("read timestamp {at} lies more than an hour ahead")));
+        if !self.is_credible(at) {
+            // The oracle may be ahead of this machine's clock: ask it before calling anybody a liar.
+            self.ask_the_time().await.map_err(|error| {
+                tracing::debug!(shard = %self.shard, %error, "cannot ask the time");
+                Reject::DeadlineExceeded
+            })?;
+            if !self.is_credible(at) {
+                return Err(Reject::malformed(format!("read timestamp {at} lies more than an hour ahead")));
+            }
         }
         self.group.read_barrier().await?;
         let id = self.next_read.fetch_add(1, Ordering::Relaxed);
@@ -289,6 +299,30 @@ impl Inner {
         }
     }
 
+    /// Whether the oracle can have given out a timestamp, as far as this replica can tell. One from
+    /// a client is not trusted further, so that nobody can push time to its end.
+    fn is_credible(&self, at: Timestamp) -> bool {
+        let newest = Timestamp(self.newest_known.load(Ordering::Relaxed));
+        at <= newest.max(Timestamp::from_millis(self.clock.millis())).plus(READ_AHEAD_MAX)
+    }
+
+    /// A coordinator has shown that time has come this far.
+    fn learn_the_time(&self, seen: Timestamp) {
+        self.newest_known.fetch_max(seen.0, Ordering::Relaxed);
+    }
+
+    async fn ask_the_time(&self) -> Result<Timestamp, RouteError> {
+        let request = coordinator::Request::Timestamps { count: 1 };
+        let deadline = tokio::time::Instant::now() + ASK_TIMEOUT;
+        match self.router.coordinator(request, Resend::Idempotent, deadline).await? {
+            coordinator::Response::Timestamps { first, .. } => {
+                self.learn_the_time(first);
+                Ok(first)
+            }
+            _ => Err(RouteError::WrongAnswer),
+        }
+    }
+
     /// What was read is what it should be only if it was not given up meanwhile.
     fn still_readable(&self, at: Timestamp) -> Result<(), Reject> {
         let safe_point = self.core.lock().state.marks().safe_point;
@@ -307,6 +341,7 @@ impl Inner {
 
     async fn prepare(&self, prepare: Prepare) -> Result<Vote, Reject> {
         let txn = prepare.txn;
+        self.learn_the_time(prepare.floor);
         {
             let core = self.core.lock();
             let Some(leader) = &core.leader else {
@@ -353,6 +388,7 @@ impl Inner {
 
     async fn commit_one_phase(&self, commit: CommitOnePhase) -> Result<Response, Reject> {
         let CommitOnePhase { txn, floor, work } = commit;
+        self.learn_the_time(floor);
         let proposal = {
             let mut core = self.core.lock();
             let CoreInner { state, leader, .. } = &mut *core;
@@ -486,13 +522,11 @@ impl Inner {
             }
         };
         let fresh = loop {
-            let request = coordinator::Request::Timestamps { count: 1 };
-            let deadline = tokio::time::Instant::now() + ASK_TIMEOUT;
-            match self.router.coordinator(request, Resend::Idempotent, deadline).await {
-                Ok(coordinator::Response::Timestamps { first, .. }) => break first,
-                Ok(_) => tracing::warn!(shard = %self.shard, "the coordinator answered something else"),
+            match self.ask_the_time().await {
+                Ok(fresh) => break fresh,
                 Err(error) => {
                     tracing::debug!(shard = %self.shard, %error, "no timestamp yet, not serving yet");
+                    sleep(ASK_PAUSE).await;
                 }
             }
         };
