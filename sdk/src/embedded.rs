@@ -3,8 +3,9 @@
 //! For development and tests, and for applications that start small: what runs here runs unchanged
 //! on a cluster of machines.
 
+use std::fs;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use troth_coordinator::config::PeerSection;
 use troth_protocol::clock::Clock;
@@ -96,7 +97,8 @@ impl Cluster {
         for id in 1..=config.nodes {
             let name = format!("participant-{id}");
             let data = config.dir.join("data").join(&name);
-            let server = troth_participant::Config::new(id.into(), data, self.addresses.clone());
+            let mut server = troth_participant::Config::new(id.into(), data, self.addresses.clone());
+            server.quic.bind = address_of(&config.dir, &name)?;
             let credentials = self.layout.credentials(&name).load().map_err(broken)?;
             let started = troth_participant::Server::start(server, &credentials, self.clock.clone()).await;
             self.participants.push(started.map_err(broken)?);
@@ -168,16 +170,21 @@ fn prepare_certificates(layout: &Layout, config: &ClusterConfig) -> Result<(), E
 
 /// Coordinators must know each other's addresses before they start.
 fn coordinator_addresses(config: &ClusterConfig) -> Result<Vec<String>, Error> {
-    let ports = match config.port {
-        Some(first) => (0..config.coordinators).map(|number| first + number).collect(),
-        None => free_ports(config.coordinators).map_err(broken)?,
+    let address = |number: u16| match config.port {
+        Some(first) => Ok(SocketAddr::from(([127, 0, 0, 1], first + number))),
+        None => address_of(&config.dir, &format!("coordinator-{}", number + 1)),
     };
-    Ok(ports.into_iter().map(|port| SocketAddr::from(([127, 0, 0, 1], port)).to_string()).collect())
+    (0..config.coordinators).map(|number| Ok(address(number)?.to_string())).collect()
 }
 
-/// Ports that were free a moment ago.
-fn free_ports(count: u16) -> std::io::Result<Vec<u16>> {
-    let sockets: Vec<UdpSocket> =
-        (0..count).map(|_| UdpSocket::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
-    sockets.iter().map(|socket| Ok(socket.local_addr()?.port())).collect()
+/// Where a server may listen: where it did the last time, so that others find it there, or else
+/// where nobody does.
+fn address_of(dir: &Path, name: &str) -> Result<SocketAddr, Error> {
+    let last = fs::read_to_string(dir.join("data").join(name).join("address")).ok();
+    let last = last.and_then(|address| address.trim().parse::<SocketAddr>().ok());
+    let free = |address: &SocketAddr| UdpSocket::bind(address).is_ok();
+    match last.filter(free) {
+        Some(address) => Ok(address),
+        None => UdpSocket::bind(("127.0.0.1", 0)).and_then(|socket| socket.local_addr()).map_err(broken),
+    }
 }

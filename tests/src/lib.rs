@@ -87,11 +87,11 @@ pub fn programs() -> &'static Path {
     PROGRAMS.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--locked", "-p", "troth-coordinator", "-p", "troth-participant"]);
-        cargo.args(["-p", "troth-sdk", "--features", "troth-sdk/cli", "--bins"]);
+        cargo.args(["-p", "troth-sdk", "--features", "cli", "--bins"]);
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
-        let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
+        let status = cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).status().expect("cargo runs");
         assert!(status.success(), "the programs do not compile");
         binaries().expect("the system tells where this program is")
     })

@@ -105,7 +105,10 @@ async fn limits_are_refused_with_what_would_be_right() {
         assert!(error.is_fatal() && error.to_string().contains(words), "{error}");
     };
     check(tx.put(vec![b'k'; limits::KEY_BYTES_MAX + 1], "v"), "a key has 4097 bytes; at most 4096 may be");
-    check(tx.put("k", vec![0; limits::VALUE_BYTES_MAX + 1]), "a value has 1048577 bytes; at most 1048576 may be");
+    check(
+        tx.put("k", vec![0; limits::VALUE_BYTES_MAX + 1]),
+        "a value has 1048577 bytes; at most 1048576 may be",
+    );
     let large = vec![7; limits::VALUE_BYTES_MAX];
     let too_many = (0..40).map(|n| tx.put(format!("large-{n}"), &large)).find(Result::is_err);
     check(too_many.expect("40 MiB do not fit"), "bytes; at most 33554432 may be");
@@ -181,7 +184,8 @@ async fn conflicts_name_the_key_and_an_ended_transaction_is_over() {
 async fn an_outcome_is_the_same_for_ever_and_asking_settles_it() {
     let troth = Embedded::start().await;
     let client = &troth.client;
-    let (two_shards, one_shard) = (client.begin().await.expect("begins"), client.begin().await.expect("begins"));
+    let (two_shards, one_shard) =
+        (client.begin().await.expect("begins"), client.begin().await.expect("begins"));
     two_shards.put("a", "1").and_then(|()| two_shards.put("b", "1")).expect("small");
     one_shard.put("c", "1").expect("small");
     for tx in [two_shards, one_shard] {

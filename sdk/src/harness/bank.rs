@@ -8,6 +8,7 @@ use troth_protocol::NodeId;
 
 use crate::client::Client;
 use crate::error::Error;
+use crate::transaction::Transaction;
 use crate::{Bytes, KeyRange};
 
 /// What every account begins with.
@@ -127,20 +128,34 @@ impl Bank {
         amount: u64,
         attempts: &AtomicU64,
     ) -> Result<Transfer, Error> {
-        let (from, to) = (account(from), account(to));
         self.client
             .transact(async |tx| {
                 attempts.fetch_add(1, Ordering::Relaxed);
-                let balances = tx.get_many([&from, &to]).await?;
-                let (source, target) = (balance(balances[0].as_ref()), balance(balances[1].as_ref()));
-                if source < amount {
-                    return Ok(Transfer::Refused);
-                }
-                tx.put(&from, (source - amount).to_string())?;
-                tx.put(&to, (target + amount).to_string())?;
-                Ok(Transfer::Done)
+                self.transfer_in(&tx, from, to, amount).await
             })
             .await
+    }
+
+    /// Moves an amount between two accounts as a part of a transaction.
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub async fn transfer_in(
+        &self,
+        tx: &Transaction,
+        from: u32,
+        to: u32,
+        amount: u64,
+    ) -> Result<Transfer, Error> {
+        let (from, to) = (account(from), account(to));
+        let balances = tx.get_many([&from, &to]).await?;
+        let (source, target) = (balance(balances[0].as_ref()), balance(balances[1].as_ref()));
+        if source < amount {
+            return Ok(Transfer::Refused);
+        }
+        tx.put(&from, (source - amount).to_string())?;
+        tx.put(&to, (target + amount).to_string())?;
+        Ok(Transfer::Done)
     }
 
     /// Counts all money in one snapshot.

@@ -1,0 +1,155 @@
+//! Real processes, killed with SIGKILL at random moments: nothing acknowledged is lost, nothing
+//! stays locked, no money appears or vanishes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use troth_sdk::harness::bank::Bank;
+use troth_sdk::harness::processes::Processes;
+use troth_sdk::{Client, Error, KeyRange, Outcome};
+use troth_tests::{PATIENCE, SMALL, connect, eventually, held, in_time, processes, seed};
+
+const ACCOUNTS: u32 = 200;
+const CLIENTS: u64 = 12;
+
+/// Moves money and, in the same transaction, writes a receipt, until told to stop. Returns the
+/// receipts that were acknowledged, and those that certainly were not written.
+async fn move_money(
+    client: Client,
+    bank: Bank,
+    name: u64,
+    stop: Arc<AtomicBool>,
+) -> (Vec<String>, Vec<String>) {
+    let (mut acknowledged, mut denied) = (Vec::new(), Vec::new());
+    for round in 0u64.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let (from, to) = bank.pick();
+        let receipt = format!("receipt/{name}/{round:06}");
+        let result = client
+            .transact(async |tx| {
+                bank.transfer_in(&tx, from, to, 1).await?;
+                tx.put(&receipt, "done")
+            })
+            .await;
+        match result {
+            Ok(()) => acknowledged.push(receipt),
+            Err(Error::Unknown(handle)) => match in_time(handle.resolve(PATIENCE)).await {
+                Ok(Outcome::Committed { .. }) => acknowledged.push(receipt),
+                Ok(Outcome::Aborted { .. }) => denied.push(receipt),
+                other => panic!("the cluster is there again: {other:?}"),
+            },
+            Err(error) => panic!("no transfer may fail for good: {error}"),
+        }
+    }
+    (acknowledged, denied)
+}
+
+/// Lets clients move money while `disturb` does what it does; then checks that all is well.
+async fn survives(disturb: impl AsyncFnOnce(&mut Processes, &mut StdRng)) {
+    let mut random = StdRng::seed_from_u64(seed());
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut cluster, client) = processes(folder.path(), SMALL).await;
+    let bank = Bank::new(&client, ACCOUNTS);
+    let opened = in_time(bank.open()).await.expect("the accounts are opened");
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for name in 0..CLIENTS {
+        clients.spawn(move_money(client.clone(), bank.clone(), name, stop.clone()));
+    }
+    disturb(&mut cluster, &mut random).await;
+    // It must go on after the last disturbance, not only have been right before.
+    sleep(Duration::from_millis(500)).await;
+    stop.store(true, Ordering::Relaxed);
+    let (mut acknowledged, mut denied) = (Vec::new(), Vec::new());
+    while let Some(done) = in_time(clients.join_next()).await {
+        let (yes, no) = done.expect("no panic in a client");
+        acknowledged.extend(yes);
+        denied.extend(no);
+    }
+    println!("{} transfers acknowledged, {} settled as aborted", acknowledged.len(), denied.len());
+    assert!(acknowledged.len() > 100, "only {} transfers", acknowledged.len());
+
+    let audit = in_time(bank.audit_within(PATIENCE)).await.expect("readable");
+    assert_eq!(audit, opened, "no money appears or vanishes");
+    let snapshot = in_time(client.snapshot()).await.expect("a snapshot");
+    let found = in_time(snapshot.scan(KeyRange::prefix(b"receipt/"), usize::MAX)).await.expect("readable");
+    let found: std::collections::BTreeSet<String> =
+        found.into_iter().map(|(key, _)| key.to_string()).collect();
+    let lost: Vec<&String> = acknowledged.iter().filter(|receipt| !found.contains(*receipt)).collect();
+    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+    let undead: Vec<&String> = denied.iter().filter(|receipt| found.contains(*receipt)).collect();
+    assert!(undead.is_empty(), "said to be aborted, and there: {undead:?}");
+    eventually("nothing stays prepared or locked", async || held(&client).await == Some((0, 0))).await;
+    client.close().await;
+}
+
+async fn a_while(random: &mut StdRng) {
+    sleep(Duration::from_millis(random.random_range(50..700))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn participants_are_killed_at_random_moments() {
+    survives(async |cluster, random| {
+        for _ in 0..6 {
+            a_while(random).await;
+            let victim = random.random_range(0..cluster.participants.len());
+            cluster.participants[victim].kill().expect("it runs");
+            a_while(random).await;
+            cluster.participants[victim].start().expect("it starts again");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_coordinator_is_killed_at_random_moments() {
+    survives(async |cluster, random| {
+        for _ in 0..6 {
+            a_while(random).await;
+            cluster.coordinators[0].kill().expect("it runs");
+            a_while(random).await;
+            cluster.coordinators[0].start().expect("it starts again");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_killed_at_once() {
+    survives(async |cluster, random| {
+        for _ in 0..3 {
+            a_while(random).await;
+            for process in cluster.all_mut() {
+                process.kill().expect("it runs");
+            }
+            cluster.start().expect("all start again");
+            sleep(Duration::from_millis(1500)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graceful_stop_loses_nothing_and_exits_with_zero() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut cluster, client) = processes(folder.path(), SMALL).await;
+    client.transact(async |tx| tx.put("kept", "yes")).await.expect("commits");
+    client.close().await;
+    for process in cluster.all_mut() {
+        let status = process.stop(Duration::from_secs(10)).expect("it stops");
+        assert_eq!(status.code(), Some(0), "{}", process.name);
+    }
+    cluster.start().expect("all start again");
+    let client = connect(&cluster).await;
+    let snapshot = in_time(client.snapshot()).await.expect("a snapshot");
+    assert_eq!(in_time(snapshot.get("kept")).await.expect("readable").as_deref(), Some(&b"yes"[..]));
+    client.close().await;
+}
