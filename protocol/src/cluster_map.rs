@@ -49,9 +49,7 @@ impl ClusterMap {
 
     /// The replicas of a shard; empty while nothing is placed.
     pub fn replicas_of(&self, shard: ShardId) -> &[NodeId] {
-        self.placement
-            .get(usize::from(shard.0))
-            .map_or(&[], Vec::as_slice)
+        self.placement.get(usize::from(shard.0)).map_or(&[], Vec::as_slice)
     }
 
     /// The ring of the participants.

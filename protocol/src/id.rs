@@ -269,14 +269,8 @@ mod tests {
 
     #[test]
     fn txn_ids_sort_by_age_as_bytes_and_read_back() {
-        let old = TxnId {
-            start: Timestamp(255),
-            client: ClientId(u64::MAX),
-        };
-        let young = TxnId {
-            start: Timestamp(256),
-            client: ClientId(0),
-        };
+        let old = TxnId { start: Timestamp(255), client: ClientId(u64::MAX) };
+        let young = TxnId { start: Timestamp(256), client: ClientId(0) };
         assert!(old < young);
         assert!(old.to_bytes() < young.to_bytes());
         assert_eq!(TxnId::from_bytes(&old.to_bytes()), Some(old));
@@ -291,12 +285,7 @@ mod tests {
             let error = text.parse::<TxnId>().expect_err(text).to_string();
             assert!(error.contains("looks like"), "{error}");
         }
-        for text in [
-            "",
-            "00",
-            "zz000000000000000000000000000000",
-            "+1000000000000000000000000000000",
-        ] {
+        for text in ["", "00", "zz000000000000000000000000000000", "+1000000000000000000000000000000"] {
             text.parse::<ClusterId>().expect_err(text);
         }
     }

@@ -125,9 +125,7 @@ impl KeyRange {
         let common = start.iter().zip(end).take_while(|(a, b)| a == b).count();
         // ["{a}", "{a~"): nothing between '}' and '~', so all of the range begins with "{a}".
         let adjacent = common + 1 == end.len()
-            && start
-                .get(common)
-                .is_some_and(|byte| byte.checked_add(1) == Some(end[common]));
+            && start.get(common).is_some_and(|byte| byte.checked_add(1) == Some(end[common]));
         &start[..common + usize::from(adjacent)]
     }
 
@@ -214,9 +212,8 @@ mod tests {
 
     #[test]
     fn shards_are_a_format() {
-        let shards: Vec<u16> = ["", "a", "{user1}x", "user1", "account/42"]
-            .map(|text| key(text).shard(16).0)
-            .to_vec();
+        let shards: Vec<u16> =
+            ["", "a", "{user1}x", "user1", "account/42"].map(|text| key(text).shard(16).0).to_vec();
         assert_eq!(shards, [2, 14, 14, 14, 12]);
         assert_eq!(key("anything").shard(1), ShardId(0));
     }
@@ -226,10 +223,7 @@ mod tests {
         let prefix = KeyRange::prefix(b"{user1}/orders/");
         assert_eq!(prefix.shared_prefix(), b"{user1}/orders/");
         assert_eq!(prefix.shard(16), Some(key("{user1}").shard(16)));
-        assert_eq!(
-            KeyRange::prefix(b"{user1}").shard(16),
-            Some(key("{user1}").shard(16))
-        );
+        assert_eq!(KeyRange::prefix(b"{user1}").shard(16), Some(key("{user1}").shard(16)));
         assert_eq!(KeyRange::prefix(b"{user1").shard(16), None);
         assert_eq!(KeyRange::prefix(b"").shard(16), None);
         assert_eq!(KeyRange::new(key("{u}a"), None).shard(16), None);
@@ -254,10 +248,7 @@ mod tests {
 
     fn bytes() -> impl Strategy<Value = Vec<u8>> {
         // Few distinct bytes, so that prefixes, zeros and 0xff meet often.
-        proptest::collection::vec(
-            prop_oneof![Just(0u8), Just(1), Just(0xfe), Just(0xff), any::<u8>()],
-            0..12,
-        )
+        proptest::collection::vec(prop_oneof![Just(0u8), Just(1), Just(0xfe), Just(0xff), any::<u8>()], 0..12)
     }
 
     proptest! {

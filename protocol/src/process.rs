@@ -76,14 +76,8 @@ impl Source {
         let name = key.rsplit('.').next().unwrap_or(key);
         let sets = |line: &str| line.split('=').next().is_some_and(|left| left.trim() == name);
         let line = self.text.lines().position(sets).map(|line| line + 1);
-        let place = line
-            .map(|line| format!("{}:{line}: ", self.path.display()))
-            .unwrap_or_default();
-        ConfigError::Value {
-            place,
-            key: key.to_owned(),
-            reason: reason.to_string(),
-        }
+        let place = line.map(|line| format!("{}:{line}: ", self.path.display())).unwrap_or_default();
+        ConfigError::Value { place, key: key.to_owned(), reason: reason.to_string() }
     }
 }
 
@@ -92,27 +86,15 @@ impl Source {
 /// # Errors
 /// Names the line.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<(T, Source), ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text =
+        fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     let config = toml::from_str(&text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start);
         let line = text[..offset.min(text.len())].matches('\n').count() + 1;
         let reason = error.message().replace('\n', " ");
-        ConfigError::Parse {
-            path: path.to_owned(),
-            line,
-            reason,
-        }
+        ConfigError::Parse { path: path.to_owned(), line, reason }
     })?;
-    Ok((
-        config,
-        Source {
-            path: path.to_owned(),
-            text,
-        },
-    ))
+    Ok((config, Source { path: path.to_owned(), text }))
 }
 
 /// Where the certificates lie.
@@ -149,19 +131,12 @@ impl TlsSection {
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn load(&self, role: Role) -> Result<Credentials, TlsError> {
-        let files = CredentialFiles {
-            ca: self.ca.clone(),
-            cert: self.cert.clone(),
-            key: self.key.clone(),
-        };
+        let files = CredentialFiles { ca: self.ca.clone(), cert: self.cert.clone(), key: self.key.clone() };
         let credentials = files.load()?;
         let actual = credentials.identity().role;
         if actual != role {
             let reason = format!("is a {actual}'s certificate; make one with `troth cert --role {role}`");
-            return Err(TlsError::Pem {
-                path: self.cert.clone(),
-                reason,
-            });
+            return Err(TlsError::Pem { path: self.cert.clone(), reason });
         }
         Ok(credentials)
     }
@@ -185,9 +160,7 @@ impl std::str::FromStr for LogFormat {
         match text {
             "pretty" => Ok(LogFormat::Pretty),
             "json" => Ok(LogFormat::Json),
-            other => Err(format!(
-                "{other:?} is not a log format; the formats are pretty, json"
-            )),
+            other => Err(format!("{other:?} is not a log format; the formats are pretty, json")),
         }
     }
 }
@@ -205,10 +178,7 @@ pub struct LogSection {
 
 impl Default for LogSection {
     fn default() -> LogSection {
-        LogSection {
-            format: LogFormat::default(),
-            level: "info".into(),
-        }
+        LogSection { format: LogFormat::default(), level: "info".into() }
     }
 }
 
@@ -228,10 +198,8 @@ impl LogSection {
     pub fn start(&self, source: &Source) -> Result<(), ConfigError> {
         let level = std::env::var("RUST_LOG").unwrap_or_else(|_| self.level.clone());
         let filter = EnvFilter::try_new(&level).map_err(|error| source.error("log.level", error))?;
-        let builder = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_target(false);
+        let builder =
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
         // A second start in one process, as tests do, keeps the first.
         let _ = match self.format {
             LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -261,11 +229,8 @@ impl NetworkSection {
     /// If the address cannot be resolved, or the times make no sense.
     pub fn quic(&self, listen: &str, source: &Source) -> Result<QuicConfig, ConfigError> {
         let bind = resolve(listen).map_err(|reason| source.error("listen", reason))?;
-        let mut config = QuicConfig {
-            bind,
-            segmentation_offload: self.segmentation_offload,
-            ..QuicConfig::default()
-        };
+        let mut config =
+            QuicConfig { bind, segmentation_offload: self.segmentation_offload, ..QuicConfig::default() };
         if let Some(millis) = self.keep_alive_ms {
             config.keep_alive = Duration::from_millis(millis);
         }
@@ -358,16 +323,28 @@ pub fn publish_address(folder: &Path, address: SocketAddr) -> std::io::Result<()
     fs::rename(part, folder.join("address"))
 }
 
-/// Returns when the process is asked to stop: SIGTERM, or SIGINT from a terminal.
+/// Returns when the process is asked to stop: SIGTERM, SIGINT from a terminal, or, `with_parent`,
+/// the end of standard input, which comes when whoever started the process has ended, however.
 ///
 /// # Errors
 /// If the system does not let a process listen for signals.
-pub async fn asked_to_stop() -> std::io::Result<()> {
+pub async fn asked_to_stop(with_parent: bool) -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (parent_lives, parent_ended) = tokio::sync::oneshot::channel::<()>();
+    if with_parent {
+        // A thread, since nothing else can wait for standard input without holding up the exit.
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            drop(parent_lives);
+        });
+    } else {
+        std::mem::forget(parent_lives);
+    }
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = parent_ended => {}
     }
     Ok(())
 }

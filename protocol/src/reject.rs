@@ -1,9 +1,6 @@
 //! Every way to refuse a request, and what the caller may conclude from it.
 
-#![expect(
-    missing_docs,
-    reason = "what rkyv derives for enums has none; all that is written here does"
-)]
+#![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use std::time::Duration;
 
@@ -104,16 +101,12 @@ pub enum Reject {
 impl Reject {
     /// The server asks to come back later.
     pub fn overloaded(retry_after: Duration) -> Reject {
-        Reject::Overloaded {
-            retry_after_millis: retry_after.as_millis().min(u128::from(u32::MAX)) as u32,
-        }
+        Reject::Overloaded { retry_after_millis: retry_after.as_millis().min(u128::from(u32::MAX)) as u32 }
     }
 
     /// The request makes no sense, because of this.
     pub fn malformed(reason: impl Into<String>) -> Reject {
-        Reject::Malformed {
-            reason: reason.into(),
-        }
+        Reject::Malformed { reason: reason.into() }
     }
 
     /// Whether the request may have taken effect all the same.

@@ -75,22 +75,14 @@ impl Ring {
     pub fn replicas(&self, position: u64, count: usize) -> Vec<NodeId> {
         let clockwise = self.clockwise(position);
         let mut zones = BTreeSet::new();
-        let (first_of_zone, others): (Vec<&Member>, Vec<&Member>) = clockwise
-            .into_iter()
-            .partition(|member| zones.insert(&member.zone));
-        first_of_zone
-            .into_iter()
-            .chain(others)
-            .take(count)
-            .map(|member| member.node)
-            .collect()
+        let (first_of_zone, others): (Vec<&Member>, Vec<&Member>) =
+            clockwise.into_iter().partition(|member| zones.insert(&member.zone));
+        first_of_zone.into_iter().chain(others).take(count).map(|member| member.node).collect()
     }
 
     /// The replicas of every shard.
     pub fn placement(&self, shards: u16, replicas: usize) -> Placement {
-        (0..shards)
-            .map(|shard| self.replicas(position(ShardId(shard), shards), replicas))
-            .collect()
+        (0..shards).map(|shard| self.replicas(position(ShardId(shard), shards), replicas)).collect()
     }
 
     /// All members with weight, each once, in the order in which a walk from `position` meets them.
@@ -138,11 +130,7 @@ pub struct Move {
 pub fn diff(from: &Placement, to: &Placement) -> Vec<Move> {
     assert_eq!(from.len(), to.len(), "a cluster keeps its number of shards");
     let without = |these: &[NodeId], those: &[NodeId]| -> Vec<NodeId> {
-        these
-            .iter()
-            .filter(|node| !those.contains(node))
-            .copied()
-            .collect()
+        these.iter().filter(|node| !those.contains(node)).copied().collect()
     };
     from.iter()
         .zip(to)
@@ -162,11 +150,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn member(node: u64, weight: u32, zone: &str) -> Member {
-        Member {
-            node: NodeId(node),
-            weight,
-            zone: zone.to_owned(),
-        }
+        Member { node: NodeId(node), weight, zone: zone.to_owned() }
     }
 
     fn ring_of(nodes: impl IntoIterator<Item = u64>) -> Ring {
@@ -202,16 +186,8 @@ mod tests {
         let n = NodeId;
         let from = vec![vec![n(1), n(2)], vec![n(2), n(3)], vec![n(3), n(1)]];
         let to = vec![vec![n(2), n(1)], vec![n(2), n(4)], vec![n(3), n(1)]];
-        let step = Move {
-            shard: ShardId(1),
-            add: vec![n(4)],
-            remove: vec![n(3)],
-        };
-        assert_eq!(
-            diff(&from, &to),
-            [step],
-            "a new order of the same replicas moves nothing"
-        );
+        let step = Move { shard: ShardId(1), add: vec![n(4)], remove: vec![n(3)] };
+        assert_eq!(diff(&from, &to), [step], "a new order of the same replicas moves nothing");
     }
 
     fn members() -> impl Strategy<Value = Vec<Member>> {

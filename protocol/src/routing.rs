@@ -8,11 +8,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use parking_lot::{Mutex, RwLock};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::cluster_map::{ClusterMap, Node};
 use crate::id::{GroupId, MapEpoch, NodeId, ShardId};
@@ -80,6 +81,8 @@ pub struct Router {
     map: RwLock<Arc<ClusterMap>>,
     leaders: Mutex<HashMap<GroupId, Peer>>,
     refreshing: tokio::sync::Mutex<()>,
+    /// Which coordinator is asked for the map first.
+    map_source: AtomicUsize,
 }
 
 impl Router {
@@ -100,6 +103,7 @@ impl Router {
             map: RwLock::new(Arc::new(empty)),
             leaders: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(()),
+            map_source: AtomicUsize::new(0),
         }
     }
 
@@ -132,15 +136,7 @@ impl Router {
         resend: Resend,
         deadline: Instant,
     ) -> Result<coordinator::Response, RouteError> {
-        match self
-            .call(
-                GroupId::Coordinator,
-                Request::Coordinator(request),
-                resend,
-                deadline,
-            )
-            .await?
-        {
+        match self.call(GroupId::Coordinator, Request::Coordinator(request), resend, deadline).await? {
             Response::Coordinator(response) => Ok(response),
             Response::Shard(_) | Response::Raft(_) | Response::Admin(_) | Response::Rejected(_) => {
                 Err(RouteError::WrongAnswer)
@@ -160,15 +156,7 @@ impl Router {
         resend: Resend,
         deadline: Instant,
     ) -> Result<shard::Response, RouteError> {
-        match self
-            .call(
-                GroupId::Shard(shard),
-                Request::Shard { shard, request },
-                resend,
-                deadline,
-            )
-            .await?
-        {
+        match self.call(GroupId::Shard(shard), Request::Shard { shard, request }, resend, deadline).await? {
             Response::Shard(response) => Ok(response),
             Response::Coordinator(_) | Response::Raft(_) | Response::Admin(_) | Response::Rejected(_) => {
                 Err(RouteError::WrongAnswer)
@@ -184,23 +172,18 @@ impl Router {
         deadline: Instant,
     ) -> Result<Response, RouteError> {
         let mut pauses = pauses();
-        let mut attempt = 0;
+        let mut turn = 0;
+        let mut redirected = false;
         loop {
-            let Some(peer) = self.target(group, attempt) else {
-                self.pause(group, None, &mut pauses, deadline, RouteError::NoMember(group))
-                    .await?;
+            let Some(peer) = self.target(group, &mut turn) else {
+                self.pause(group, None, &mut pauses, deadline, RouteError::NoMember(group)).await?;
                 continue;
             };
-            attempt += 1;
             let attempt_deadline = match resend {
                 Resend::Idempotent => deadline.min(Instant::now() + ATTEMPT_TIMEOUT),
                 Resend::OnlyUnsent => deadline,
             };
-            let error = match self
-                .transport
-                .call(&peer, request.clone(), attempt_deadline)
-                .await
-            {
+            let error = match self.transport.call(&peer, request.clone(), attempt_deadline).await {
                 Ok(Response::Rejected(reject)) => RouteError::Rejected(reject),
                 Ok(response) => {
                     self.remember(group, peer);
@@ -209,7 +192,8 @@ impl Router {
                 Err(error) => RouteError::Call(error),
             };
             let again = match &error {
-                RouteError::Rejected(Reject::Blocked { .. }) => true,
+                // It was only the deadline of the attempt.
+                RouteError::Rejected(Reject::Blocked { .. } | Reject::DeadlineExceeded) => true,
                 RouteError::Rejected(reject) => reject.is_retriable(),
                 RouteError::Call(CallError::TooLarge(_)) => false,
                 RouteError::Call(_) => true,
@@ -218,22 +202,22 @@ impl Router {
             if !again || (error.is_ambiguous() && resend == Resend::OnlyUnsent) {
                 return Err(error);
             }
-            if self.redirect(group, &peer, &error) {
+            // One redirect needs no pause. Members that name each other do.
+            redirected = self.redirect(group, &peer, &error) && !redirected;
+            if redirected {
                 continue;
             }
-            self.pause(group, Some(&error), &mut pauses, deadline, error.clone())
-                .await?;
+            self.pause(group, Some(&error), &mut pauses, deadline, error.clone()).await?;
         }
     }
 
-    /// Takes a redirect to another member than the one that sent it. Such a redirect needs no
-    /// pause; without one, the next attempt goes to another member.
+    /// Takes a redirect to another member than the one that sent it, and says whether there was
+    /// one. Without it, the next attempt goes to another member, or stays with a busy one.
     fn redirect(&self, group: GroupId, from: &Peer, error: &RouteError) -> bool {
         let mut leaders = self.leaders.lock();
         if let RouteError::Rejected(Reject::NotLeader { leader: Some(node) }) = error
             && let Some(peer) = self.member(group, *node)
             && peer != *from
-            && leaders.get(&group) != Some(&peer)
         {
             leaders.insert(group, peer);
             return true;
@@ -244,7 +228,10 @@ impl Router {
                 Reject::Overloaded { .. } | Reject::Blocked { .. } | Reject::NotReady { .. }
             )
         );
-        if !stays {
+        if stays {
+            leaders.entry(group).or_insert_with(|| from.clone());
+        } else if leaders.get(&group) == Some(from) {
+            // Another call may have found the leader meanwhile; that stands.
             leaders.remove(&group);
         }
         false
@@ -277,30 +264,34 @@ impl Router {
             Some(RouteError::NoMember(_) | RouteError::WrongAnswer) => false,
         };
         if map_may_help {
-            self.refresh_map(
-                until
-                    .max(Instant::now() + Duration::from_millis(50))
-                    .min(deadline),
-            )
-            .await;
+            self.refresh_map(until.max(Instant::now() + Duration::from_millis(50)).min(deadline)).await;
         }
         sleep_until(until).await;
         Ok(())
     }
 
-    /// Asks the coordinators for a newer map, each in turn. Concurrent refreshes share one.
+    /// Asks the coordinators for a newer map, each in turn, until the deadline. Concurrent refreshes
+    /// share one.
     pub async fn refresh_map(&self, deadline: Instant) {
         let known = self.map().epoch;
-        let _one_at_a_time = self.refreshing.lock().await;
+        let Ok(_one_at_a_time) = timeout_at(deadline, self.refreshing.lock()).await else {
+            return;
+        };
         if self.map().epoch > known {
             return;
         }
-        for peer in self.coordinators() {
+        let coordinators = self.coordinators();
+        for _ in 0..coordinators.len() {
+            let source = self.map_source.load(Ordering::Relaxed);
+            let peer = &coordinators[source % coordinators.len()];
             let request = Request::Coordinator(coordinator::Request::Map { known });
-            if let Ok(Response::Coordinator(response)) = self.transport.call(&peer, request, deadline).await {
-                if let coordinator::Response::Map(map) = response {
-                    self.learn(map);
-                }
+            match self.transport.call(peer, request, deadline).await {
+                Ok(Response::Coordinator(coordinator::Response::Map(map))) => return self.learn(map),
+                Ok(Response::Coordinator(_)) => return,
+                // The next refresh begins with the next one, for this one may have used up the time.
+                Ok(_) | Err(_) => self.map_source.store(source.wrapping_add(1), Ordering::Relaxed),
+            }
+            if Instant::now() >= deadline {
                 return;
             }
         }
@@ -311,12 +302,14 @@ impl Router {
     }
 
     /// Whom to try: the last known leader, else the members in turn.
-    fn target(&self, group: GroupId, attempt: usize) -> Option<Peer> {
+    fn target(&self, group: GroupId, turn: &mut usize) -> Option<Peer> {
         if let Some(leader) = self.leaders.lock().get(&group) {
             return Some(leader.clone());
         }
         let members = self.members(group);
-        (!members.is_empty()).then(|| members[attempt % members.len()].clone())
+        let member = members.get(*turn % members.len().max(1))?;
+        *turn += 1;
+        Some(member.clone())
     }
 
     fn members(&self, group: GroupId) -> Vec<Peer> {
@@ -325,31 +318,17 @@ impl Router {
             GroupId::Shard(shard) => {
                 let replicas = self.map();
                 let replicas = replicas.replicas_of(shard);
-                replicas
-                    .iter()
-                    .filter_map(|&node| self.member(group, node))
-                    .collect()
+                replicas.iter().filter_map(|&node| self.member(group, node)).collect()
             }
         }
     }
 
-    /// The coordinators of the map, or the seeds while there is no map; and the seeds after them,
-    /// for the case that the map is hopelessly old.
+    /// The seeds, which somebody configured, and then those of the map that are not among them.
     fn coordinators(&self) -> Vec<Peer> {
-        let mut peers: Vec<Peer> = self
-            .map()
-            .coordinators
-            .iter()
-            .map(|node| Peer::coordinator(&node.address))
-            .collect();
-        peers.extend(
-            self.seeds
-                .iter()
-                .filter(|seed| !peers.contains(seed))
-                .cloned()
-                .collect::<Vec<_>>(),
-        );
-        peers
+        let map = self.map();
+        let mapped = map.coordinators.iter().map(|node| Peer::coordinator(&node.address));
+        let others: Vec<Peer> = mapped.filter(|peer| !self.seeds.contains(peer)).collect();
+        self.seeds.iter().cloned().chain(others).collect()
     }
 
     fn member(&self, group: GroupId, node: NodeId) -> Option<Peer> {

@@ -56,11 +56,7 @@ impl Timestamp {
 
     /// The timestamp `count` steps later.
     pub fn advance(self, count: u64) -> Timestamp {
-        Timestamp(
-            self.0
-                .checked_add(count)
-                .expect("timestamps do not reach u64::MAX"),
-        )
+        Timestamp(self.0.checked_add(count).expect("timestamps do not reach u64::MAX"))
     }
 
     /// This moment moved back by a duration, at [`Timestamp::ZERO`] at the earliest.

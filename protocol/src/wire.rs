@@ -104,9 +104,7 @@ impl Header {
             return Err(WireError::Magic(u32_at(0)));
         }
         if u16::from(bytes[4]) != VERSION {
-            return Err(WireError::Version {
-                theirs: bytes[4].into(),
-            });
+            return Err(WireError::Version { theirs: bytes[4].into() });
         }
         let kind = match bytes[5] {
             1 => Kind::Request,
@@ -115,17 +113,9 @@ impl Header {
         };
         let length = u32_at(8);
         if length as usize > FRAME_BYTES_MAX {
-            return Err(WireError::TooLarge {
-                length: length.into(),
-            });
+            return Err(WireError::TooLarge { length: length.into() });
         }
-        Ok(Header {
-            kind,
-            length,
-            timeout_millis: u32_at(12),
-            correlation: u64_at(16),
-            checksum: u64_at(24),
-        })
+        Ok(Header { kind, length, timeout_millis: u32_at(12), correlation: u64_at(16), checksum: u64_at(24) })
     }
 
     fn write(&self, bytes: &mut [u8]) {
@@ -207,17 +197,9 @@ pub fn seal<T: Encode>(
     let mut frame = encode_into(message, frame);
     let length = frame.len() - HEADER_BYTES;
     if length > FRAME_BYTES_MAX {
-        return Err(WireError::TooLarge {
-            length: length as u64,
-        });
+        return Err(WireError::TooLarge { length: length as u64 });
     }
-    let mut header = Header {
-        kind,
-        length: length as u32,
-        timeout_millis,
-        correlation,
-        checksum: 0,
-    };
+    let mut header = Header { kind, length: length as u32, timeout_millis, correlation, checksum: 0 };
     let (head, payload) = frame.split_at_mut(HEADER_BYTES);
     header.write(head);
     header.checksum = checksum(head, payload);
@@ -231,11 +213,7 @@ pub fn seal<T: Encode>(
 /// [`WireError::Checksum`] if it is not.
 pub fn open(header: &[u8; HEADER_BYTES], payload: &[u8]) -> Result<(), WireError> {
     let expected = u64::from_be_bytes(header[24..32].try_into().expect("eight bytes"));
-    if checksum(header, payload) == expected {
-        Ok(())
-    } else {
-        Err(WireError::Checksum)
-    }
+    if checksum(header, payload) == expected { Ok(()) } else { Err(WireError::Checksum) }
 }
 
 /// How a connection begins: `[ magic u32 | version min u16 | version max u16 | 0 u64 ]`, big-endian.
@@ -249,10 +227,7 @@ pub struct Hello {
 
 impl Hello {
     /// What this program says.
-    pub const OURS: Hello = Hello {
-        version_min: VERSION_MIN,
-        version_max: VERSION,
-    };
+    pub const OURS: Hello = Hello { version_min: VERSION_MIN, version_max: VERSION };
 
     /// The form on the wire.
     pub fn to_bytes(self) -> [u8; HELLO_BYTES] {
@@ -281,5 +256,360 @@ impl Hello {
             return Err(WireError::Version { theirs: min });
         }
         Ok(max.min(VERSION))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+    use xxhash_rust::xxh3::xxh3_64;
+
+    use super::*;
+    use crate::limits::FRAME_BYTES_MAX;
+    use crate::message::samples::{prepare, requests, responses, work};
+    use crate::message::{Request, Response};
+
+    /// Sixteen bytes to a line.
+    fn hex(bytes: &[u8]) -> String {
+        let line = |line: &[u8]| {
+            let bytes: Vec<String> = line.iter().map(|byte| format!("{byte:02x}")).collect();
+            bytes.join(" ") + "\n"
+        };
+        bytes.chunks(16).map(line).collect()
+    }
+
+    fn check_bytes(bytes: &[u8], expected: Expect) {
+        expected.assert_eq(&hex(bytes));
+    }
+
+    fn frame() -> Bytes {
+        seal(Kind::Request, 0x1122_3344_5566_7788, 1_500, &prepare()).expect("a small frame")
+    }
+
+    /// Why there is no message in some bytes.
+    #[derive(PartialEq, Debug)]
+    enum Refusal {
+        Wire(WireError),
+        /// They end too early.
+        Truncated,
+    }
+
+    /// What a reader does with a stream that consists of these bytes.
+    fn receive(stream: &[u8]) -> Result<(Header, Request), Refusal> {
+        let (head, rest) = stream.split_first_chunk().ok_or(Refusal::Truncated)?;
+        let header = Header::read(head).map_err(Refusal::Wire)?;
+        let payload = rest.get(..header.length as usize).ok_or(Refusal::Truncated)?;
+        open(head, payload).map_err(Refusal::Wire)?;
+        let request = decode(payload).map_err(Refusal::Wire)?;
+        Ok((header, request))
+    }
+
+    /// A frame whose header was changed in one place, with a checksum that is right again.
+    fn forged(at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut forged = frame().to_vec();
+        forged[at..at + bytes.len()].copy_from_slice(bytes);
+        let (head, payload) = forged.split_at_mut(HEADER_BYTES);
+        let sum = checksum(head, payload);
+        head[24..32].copy_from_slice(&sum.to_be_bytes());
+        forged
+    }
+
+    #[test]
+    fn a_frame_is_a_format() {
+        check_bytes(
+            &frame(),
+            expect![[r#"
+            54 52 54 48 01 01 00 00 00 00 01 09 00 00 05 dc
+            11 22 33 44 55 66 77 88 f5 85 4c 02 b2 49 2f 56
+            00 07 00 00 00 00 00 00 00 01 70 6f 73 74 67 72
+            65 73 73 65 65 6e fc ff ff ff 04 00 00 00 05 00
+            00 00 00 00 00 00 7b 6c 69 73 74 7d 2f 7b 6c 69
+            73 74 7d 30 f2 ff ff ff 07 00 00 00 01 f0 ff ff
+            ff 07 00 00 00 06 00 00 00 00 00 00 00 61 20 6b
+            65 79 20 74 68 61 74 20 69 73 20 6c 6f 6e 67 65
+            72 20 74 68 61 6e 20 61 20 77 6f 72 64 76 61 6c
+            75 65 67 6f 6e 65 d7 ff ff ff 20 00 00 00 01 ee
+            ff ff ff 05 00 00 00 eb ff ff ff 04 00 00 00 00
+            00 00 00 00 00 00 00 00 01 07 00 02 08 07 06 05
+            04 03 02 01 ff c0 ee ff c0 ee ff c0 03 00 00 00
+            00 00 00 00 09 00 00 00 00 00 00 00 44 ff ff ff
+            02 00 00 00 52 ff ff ff 01 00 00 00 68 ff ff ff
+            01 00 00 00 a2 ff ff ff 02 00 00 00 00 00 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+            00 00 00 00 00 00 00 00 00
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_hello_is_a_format() {
+        check_bytes(
+            &Hello::OURS.to_bytes(),
+            expect![[r#"
+            54 52 54 48 00 01 00 01 00 00 00 00 00 00 00 00
+        "#]],
+        );
+    }
+
+    #[test]
+    fn work_in_a_log_is_a_format() {
+        check_bytes(
+            &encode(&work()),
+            expect![[r#"
+            73 65 65 6e fc ff ff ff 04 00 00 00 05 00 00 00
+            00 00 00 00 7b 6c 69 73 74 7d 2f 7b 6c 69 73 74
+            7d 30 f2 ff ff ff 07 00 00 00 01 f0 ff ff ff 07
+            00 00 00 06 00 00 00 00 00 00 00 61 20 6b 65 79
+            20 74 68 61 74 20 69 73 20 6c 6f 6e 67 65 72 20
+            74 68 61 6e 20 61 20 77 6f 72 64 76 61 6c 75 65
+            67 6f 6e 65 d7 ff ff ff 20 00 00 00 01 ee ff ff
+            ff 05 00 00 00 eb ff ff ff 04 00 00 00 00 00 00
+            00 00 00 00 00 00 7e ff ff ff 01 00 00 00 94 ff
+            ff ff 01 00 00 00 ce ff ff ff 02 00 00 00
+        "#]],
+        );
+    }
+
+    #[test]
+    fn every_message_is_a_format() {
+        let mut lines = String::new();
+        for request in requests() {
+            let bytes = encode(&request);
+            lines += &format!("{} {} {:016x}\n", request.name(), bytes.len(), xxh3_64(&bytes));
+        }
+        for (index, response) in responses().iter().enumerate() {
+            let bytes = encode(response);
+            lines += &format!("response {index} {} {:016x}\n", bytes.len(), xxh3_64(&bytes));
+        }
+        expect![[r#"
+            Timestamps 113 f75b5f046acc9816
+            Commit 280 518fef8dbc32d4e1
+            Outcome 122 9a81ae1a0e942218
+            Map 113 5dc0a573cb1e7378
+            Register 132 b274a20b881504b8
+            Resolve 161 ea4061972506e49c
+            Read 130 82e432a41ddc1623
+            Scan 114 2f3b96eb2629e105
+            Prepare 265 990e1707a8583487
+            CommitOnePhase 247 0b5e271c993ec23c
+            Finish 163 1ffe096746146969
+            Prepared 113 fbaf4b4810e13718
+            ShardOutcome 113 52f70310dbfd7d41
+            Raft 283 ac8480a890380be6
+            Raft 113 66a45582b62694d3
+            Raft 113 a8e8fc38c463440f
+            Raft 113 d78443fe360b2ab8
+            Raft 182 8f844f259645c689
+            Status 113 3c477e21a5fceb16
+            response 0 100 1bc5ba50e10bc68f
+            response 1 100 e2fc0730cbaaf401
+            response 2 100 d437ef8cabd637f4
+            response 3 265 824d889a8705a3ea
+            response 4 100 375bdd08653185bf
+            response 5 127 31f8db8bf9f4c2f2
+            response 6 117 c00b682fc01b56d1
+            response 7 130 aca770ff6a734a91
+            response 8 100 34116227601a6939
+            response 9 100 d3b4c8b191ac615a
+            response 10 100 f808c6892adce928
+            response 11 133 4c076face3b7070c
+            response 12 101 01b5172e4725a894
+            response 13 104 895508884a4598ef
+            response 14 101 b61ad6eea6ea585b
+            response 15 100 d0f1c4b3837e2a9b
+            response 16 100 2157de40e07417e5
+            response 17 100 d036d2ea9f58beb6
+            response 18 100 a5d4eb353698a64c
+            response 19 100 672387dc7252e32c
+            response 20 101 57cb675461d39d25
+            response 21 104 e076d5954256f45c
+            response 22 101 23c90262e1d37324
+            response 23 100 bf22849557a1c715
+            response 24 100 65c2245ceeb26503
+            response 25 100 632396c1dcb5b1f5
+            response 26 100 53715f1912730f7b
+            response 27 100 91e90a7f7f29fae7
+            response 28 100 6d87920f44ad1768
+            response 29 100 475b7b9ad6c5d6d9
+            response 30 100 87d346f4b848d91d
+            response 31 100 fc3c63603c4c6f43
+            response 32 100 8ddc334bfc6b597a
+            response 33 100 56e162dd14fa7482
+            response 34 100 99e340e4eeb57d55
+            response 35 100 abadda45b654b756
+            response 36 134 dfe26db4ef1d0c4f
+            response 37 144 c0faa61389293ed9
+            response 38 100 6f65896b188abb89
+            response 39 100 bbf60ccca6268b80
+            response 40 100 af56da64eb776aae
+            response 41 100 4488f7b3cde2330f
+            response 42 100 be86f41d7e251c43
+            response 43 100 eca6ecb98d5a5e8b
+            response 44 100 03b97bf41130a506
+            response 45 101 b984b2870e7876d3
+            response 46 100 e31147e8478d6415
+            response 47 100 7f68b75c31cb15f7
+            response 48 100 2eeafa93b3acc321
+            response 49 100 2e303ceab4e9f589
+            response 50 100 6f634bf477b358ea
+            response 51 100 db684c8f87c20aeb
+            response 52 100 80e0e0604813f07a
+        "#]]
+        .assert_eq(&lines);
+    }
+
+    #[test]
+    fn every_message_comes_back_as_it_was() {
+        for request in requests() {
+            let frame = seal(Kind::Request, 7, 1_500, &request).expect("a small frame");
+            let (header, received) = receive(&frame).expect("what was sealed opens");
+            assert_eq!(received, request);
+            assert_eq!((header.kind, header.correlation, header.timeout_millis), (Kind::Request, 7, 1_500));
+        }
+        for response in responses() {
+            let bytes = encode(&response);
+            assert_eq!(decode(&bytes), Ok(response));
+        }
+    }
+
+    #[test]
+    fn a_message_is_read_from_any_alignment() {
+        let bytes = encode(&prepare());
+        for offset in 0..16 {
+            let mut shifted = vec![0; offset];
+            shifted.extend_from_slice(&bytes);
+            assert_eq!(decode(&shifted[offset..]), Ok(prepare()), "shifted by {offset}");
+        }
+    }
+
+    #[test]
+    fn the_samples_know_every_request() {
+        let names: BTreeSet<_> = requests().iter().map(Request::name).collect();
+        assert_eq!(names.len(), 15, "{names:?}");
+    }
+
+    #[test]
+    fn a_frame_cut_anywhere_is_never_a_frame() {
+        let frame = frame();
+        for length in 0..frame.len() {
+            assert_eq!(receive(&frame[..length]), Err(Refusal::Truncated), "after {length} bytes");
+        }
+    }
+
+    #[test]
+    fn one_flipped_bit_anywhere_is_never_a_frame() {
+        for bit in 0..frame().len() * 8 {
+            let mut flipped = frame().to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            // More bytes follow on a stream, so that a length that grew finds some.
+            flipped.resize(1 << 16, 0xa5);
+            let refusal = receive(&flipped).expect_err("no bit is without meaning");
+            let expected = match bit / 8 {
+                0..4 => matches!(refusal, Refusal::Wire(WireError::Magic(_))),
+                4 => matches!(refusal, Refusal::Wire(WireError::Version { .. })),
+                // Request and response differ in more than one bit.
+                5 => matches!(refusal, Refusal::Wire(WireError::Kind(_))),
+                8..12 => matches!(
+                    refusal,
+                    Refusal::Truncated | Refusal::Wire(WireError::Checksum | WireError::TooLarge { .. })
+                ),
+                _ => refusal == Refusal::Wire(WireError::Checksum),
+            };
+            assert!(expected, "bit {bit}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn foreign_headers_are_refused_by_name_though_their_checksum_is_right() {
+        let check = |at: usize, bytes: &[u8], expected: &str| {
+            let refusal = receive(&forged(at, bytes)).expect_err(expected);
+            let Refusal::Wire(error) = refusal else {
+                panic!("{refusal:?} instead of {expected}");
+            };
+            assert_eq!(error.to_string(), expected);
+        };
+        check(0, b"HTTP", "not a Troth frame: it begins with 0x48545450");
+        check(4, &[9], "protocol version 9 is not supported; this side speaks 1 to 1");
+        check(4, &[0], "protocol version 0 is not supported; this side speaks 1 to 1");
+        check(5, &[0], "unknown frame kind 0");
+        check(5, &[3], "unknown frame kind 3");
+        let above = FRAME_BYTES_MAX as u32 + 1;
+        check(8, &above.to_be_bytes(), "a frame of 50331649 bytes is larger than 50331648 allows");
+        check(8, &[0xff; 4], "a frame of 4294967295 bytes is larger than 50331648 allows");
+    }
+
+    #[test]
+    fn a_payload_of_another_kind_is_malformed() {
+        let bytes = encode(&responses()[0]);
+        let frame = seal(Kind::Request, 7, 0, &Bytes::from(bytes)).expect("a small frame");
+        let refusal = receive(&frame).expect_err("bytes are no request");
+        assert!(matches!(refusal, Refusal::Wire(WireError::Malformed(_))), "{refusal:?}");
+    }
+
+    #[test]
+    fn the_largest_payload_is_sealed_and_one_byte_more_is_not() {
+        let overhead = encode(&Bytes::from_static(&[1; 64])).len() - 64;
+        let seal = |bytes: usize| seal(Kind::Response, 7, 0, &Bytes::from(vec![1; bytes - overhead]));
+        let frame = seal(FRAME_BYTES_MAX).expect("the largest payload");
+        let head = frame.first_chunk().expect("a header");
+        assert_eq!(Header::read(head).map(|header| header.length as usize), Ok(FRAME_BYTES_MAX));
+        let length = FRAME_BYTES_MAX as u64 + 1;
+        assert_eq!(seal(FRAME_BYTES_MAX + 1), Err(WireError::TooLarge { length }));
+    }
+
+    #[test]
+    fn hellos_agree_on_the_newest_common_version_or_say_why_not() {
+        let hello = |version_min, version_max| {
+            let hello = Hello { version_min, version_max };
+            Hello::agree(&hello.to_bytes())
+        };
+        assert_eq!(hello(1, 1), Ok(1));
+        assert_eq!(hello(1, 9), Ok(1), "a newer program that still speaks our version");
+        assert_eq!(hello(0, 1), Ok(1));
+        assert_eq!(hello(2, 9), Err(WireError::Version { theirs: 2 }), "too new");
+        assert_eq!(hello(0, 0), Err(WireError::Version { theirs: 0 }), "too old");
+        let mut foreign = Hello::OURS.to_bytes();
+        foreign[0] = b'X';
+        assert_eq!(Hello::agree(&foreign), Err(WireError::Magic(0x5852_5448)));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_refused_not_panicked_on(garbage in proptest::collection::vec(any::<u8>(), 0..600)) {
+            // Almost nothing random is a message; what counts is that there is an answer.
+            let _ = (decode::<Request>(&garbage), decode::<Response>(&garbage), receive(&garbage));
+        }
+
+        #[test]
+        fn almost_a_message_is_refused_not_panicked_on(
+            message in proptest::sample::select(requests()),
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+            length: proptest::sample::Index,
+        ) {
+            let mut bytes = encode(&message);
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            let _ = decode::<Request>(&bytes);
+            bytes.truncate(length.index(bytes.len()));
+            let _ = decode::<Request>(&bytes);
+        }
+
+        #[test]
+        fn almost_an_answer_is_refused_not_panicked_on(
+            message in proptest::sample::select(responses()),
+            at: proptest::sample::Index,
+            byte: u8,
+        ) {
+            let mut bytes = encode(&message);
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _ = decode::<Response>(&bytes);
+        }
     }
 }

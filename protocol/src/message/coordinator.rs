@@ -1,9 +1,6 @@
 //! What is asked of the coordinators' leader.
 
-#![expect(
-    missing_docs,
-    reason = "what rkyv derives for enums has none; all that is written here does"
-)]
+#![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use crate::cluster_map::{ClusterMap, Node};
 use crate::id::{Epoch, MapEpoch, ParticipantId, TxnId};

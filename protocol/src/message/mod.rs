@@ -5,14 +5,13 @@
 //! [`wire`](crate::wire)). Within one protocol version a type never changes: a change is a new
 //! version of the protocol.
 
-#![expect(
-    missing_docs,
-    reason = "what rkyv derives for enums has none; all that is written here does"
-)]
+#![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 pub mod admin;
 pub mod coordinator;
 pub mod raft;
+#[cfg(test)]
+pub(crate) mod samples;
 pub mod shard;
 pub mod txn;
 

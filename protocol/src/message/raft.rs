@@ -1,10 +1,7 @@
 //! What the members of a Raft group say to each other. Plain forms of the Raft library's types;
 //! only `troth-replication` turns them into those.
 
-#![expect(
-    missing_docs,
-    reason = "what rkyv derives for enums has none; all that is written here does"
-)]
+#![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use bytes::Bytes;
 

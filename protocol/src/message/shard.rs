@@ -1,9 +1,6 @@
 //! What is asked of a shard's leader.
 
-#![expect(
-    missing_docs,
-    reason = "what rkyv derives for enums has none; all that is written here does"
-)]
+#![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use crate::id::{Epoch, ParticipantId, TxnId};
 use crate::key::{Key, KeyRange, Value};

@@ -1,9 +1,6 @@
 //! The parts of a transaction that travel: what was read, what is written, how it ended.
 
-#![expect(
-    missing_docs,
-    reason = "what rkyv derives for enums has none; all that is written here does"
-)]
+#![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use std::fmt;
 
@@ -58,11 +55,7 @@ impl Work {
         let range = |range: &KeyRange| key(&range.start) + range.end.as_ref().map_or(0, key);
         let ranges: usize = self.ranges.iter().map(|check| range(&check.range)).sum();
         let value = |value: &Option<Value>| value.as_ref().map_or(0, |value| value.len());
-        let writes: usize = self
-            .writes
-            .iter()
-            .map(|write| key(&write.key) + value(&write.value))
-            .sum();
+        let writes: usize = self.writes.iter().map(|write| key(&write.key) + value(&write.value)).sum();
         reads + ranges + writes
     }
 
@@ -175,10 +168,7 @@ impl fmt::Display for Cause {
                 write!(f, "key {key} was written at {version}, after it was read")
             }
             Cause::RangeConflict { range, key, version } => {
-                write!(
-                    f,
-                    "key {key} in range {range} was written at {version}, after the range was read"
-                )
+                write!(f, "key {key} in range {range} was written at {version}, after the range was read")
             }
             Cause::Locked { key, by } => write!(f, "key {key} is locked by transaction {by}"),
             Cause::TooOld => write!(f, "the transaction is older than transactions may be"),

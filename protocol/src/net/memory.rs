@@ -55,10 +55,7 @@ impl Network {
 
     /// A way to call others as somebody.
     pub fn transport(&self, identity: Identity) -> Arc<dyn Transport> {
-        Arc::new(Caller {
-            network: self.clone(),
-            identity,
-        })
+        Arc::new(Caller { network: self.clone(), identity })
     }
 }
 
@@ -75,20 +72,14 @@ impl Transport for Caller {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Response, CallError>> {
         Box::pin(async move {
-            let unreachable = |reason: &str| CallError::Unreachable {
-                peer: peer.clone(),
-                reason: reason.into(),
-            };
+            let unreachable =
+                |reason: &str| CallError::Unreachable { peer: peer.clone(), reason: reason.into() };
             let service = {
                 let inner = self.network.inner.lock();
                 if inner.cut.contains(&(self.identity.name.clone(), peer.clone())) {
                     return Err(unreachable("the network is cut"));
                 }
-                inner
-                    .services
-                    .get(peer)
-                    .cloned()
-                    .ok_or_else(|| unreachable("nobody is there"))?
+                inner.services.get(peer).cloned().ok_or_else(|| unreachable("nobody is there"))?
             };
             let request: Request = wire::decode(&wire::encode(&request)).expect("requests survive the wire");
             let response = if request.permits(self.identity.role) {

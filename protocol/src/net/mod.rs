@@ -100,18 +100,12 @@ pub struct Peer {
 impl Peer {
     /// A coordinator at an address.
     pub fn coordinator(address: &str) -> Peer {
-        Peer {
-            role: Role::Coordinator,
-            address: address.into(),
-        }
+        Peer { role: Role::Coordinator, address: address.into() }
     }
 
     /// A participant at an address.
     pub fn participant(address: &str) -> Peer {
-        Peer {
-            role: Role::Participant,
-            address: address.into(),
-        }
+        Peer { role: Role::Participant, address: address.into() }
     }
 }
 

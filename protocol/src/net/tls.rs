@@ -95,17 +95,11 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("Troth cluster {cluster}"));
+        params.distinguished_name.push(DnType::CommonName, format!("Troth cluster {cluster}"));
         params.subject_alt_names.push(uri(&format!("troth://{cluster}"))?);
         set_validity(&mut params, AUTHORITY_VALIDITY);
         let certificate = params.self_signed(&key)?.pem();
-        Ok(Authority {
-            cluster,
-            certificate,
-            issuer: Issuer::new(params, key),
-        })
+        Ok(Authority { cluster, certificate, issuer: Issuer::new(params, key) })
     }
 
     /// Reads an authority back from its certificate and key.
@@ -119,11 +113,7 @@ impl Authority {
             .find_map(|uri| uri.strip_prefix("troth://")?.parse().ok())
             .ok_or(TlsError::NoIdentity)?;
         let issuer = Issuer::from_ca_cert_pem(certificate, KeyPair::from_pem(key)?)?;
-        Ok(Authority {
-            cluster,
-            certificate: certificate.to_owned(),
-            issuer,
-        })
+        Ok(Authority { cluster, certificate: certificate.to_owned(), issuer })
     }
 
     /// The cluster that this is the authority of.
@@ -152,28 +142,17 @@ impl Authority {
         }
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("Troth {role} {name}"));
-        params
-            .subject_alt_names
-            .push(uri(&format!("troth://{}/{role}/{name}", self.cluster))?);
+        params.distinguished_name.push(DnType::CommonName, format!("Troth {role} {name}"));
+        params.subject_alt_names.push(uri(&format!("troth://{}/{role}/{name}", self.cluster))?);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if matches!(role, Role::Coordinator | Role::Participant) {
-            params
-                .subject_alt_names
-                .push(SanType::DnsName(server_name(role).try_into()?));
-            params
-                .extended_key_usages
-                .push(ExtendedKeyUsagePurpose::ServerAuth);
+            params.subject_alt_names.push(SanType::DnsName(server_name(role).try_into()?));
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         set_validity(&mut params, validity);
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Issued {
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-        })
+        Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 }
 
@@ -230,15 +209,10 @@ impl CredentialFiles {
     /// Names the file that is missing or is not what it should be.
     pub fn load(&self) -> Result<Credentials, TlsError> {
         let read = |path: &Path| {
-            fs::read_to_string(path).map_err(|source| TlsError::Io {
-                path: path.to_owned(),
-                source,
-            })
+            fs::read_to_string(path).map_err(|source| TlsError::Io { path: path.to_owned(), source })
         };
-        let pem = |path: &Path, reason: &str| TlsError::Pem {
-            path: path.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let pem =
+            |path: &Path, reason: &str| TlsError::Pem { path: path.to_owned(), reason: reason.to_owned() };
         let certificate = |path: &Path| {
             CertificateDer::from_pem_slice(read(path)?.as_bytes())
                 .map_err(|_| pem(path, "not a PEM certificate"))
@@ -246,18 +220,9 @@ impl CredentialFiles {
         let own = certificate(&self.cert)?;
         let key = PrivateKeyDer::from_pem_slice(read(&self.key)?.as_bytes())
             .map_err(|_| pem(&self.key, "not a PEM private key"))?;
-        let identity = identity_of(&own).ok_or_else(|| {
-            pem(
-                &self.cert,
-                "carries no Troth identity; make one with `troth cert`",
-            )
-        })?;
-        Ok(Credentials {
-            identity,
-            authority: certificate(&self.ca)?,
-            certificate: own,
-            key: Arc::new(key),
-        })
+        let identity = identity_of(&own)
+            .ok_or_else(|| pem(&self.cert, "carries no Troth identity; make one with `troth cert`"))?;
+        Ok(Credentials { identity, authority: certificate(&self.ca)?, certificate: own, key: Arc::new(key) })
     }
 }
 
@@ -272,12 +237,7 @@ impl Credentials {
         let own = certificate(&issued.certificate)?;
         let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).map_err(|_| TlsError::NoIdentity)?;
         let identity = identity_of(&own).ok_or(TlsError::NoIdentity)?;
-        Ok(Credentials {
-            identity,
-            authority: certificate(authority)?,
-            certificate: own,
-            key: Arc::new(key),
-        })
+        Ok(Credentials { identity, authority: certificate(authority)?, certificate: own, key: Arc::new(key) })
     }
 
     /// Who these say the process is.
@@ -361,15 +321,9 @@ mod tests {
         let again = Authority::from_pem(authority.certificate(), &authority.key()).expect("the same one");
         assert_eq!(again.cluster(), ClusterId([7; 16]));
         for role in Role::ALL {
-            let issued = again
-                .issue(role, "some-name.1", CERTIFICATE_VALIDITY)
-                .expect("a certificate");
+            let issued = again.issue(role, "some-name.1", CERTIFICATE_VALIDITY).expect("a certificate");
             let credentials = Credentials::from_pem(authority.certificate(), &issued).expect("credentials");
-            let expected = Identity {
-                cluster: ClusterId([7; 16]),
-                role,
-                name: "some-name.1".into(),
-            };
+            let expected = Identity { cluster: ClusterId([7; 16]), role, name: "some-name.1".into() };
             assert_eq!(credentials.identity(), &expected);
         }
     }

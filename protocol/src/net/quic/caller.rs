@@ -12,9 +12,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use super::frames::{Frame, Reader, write_frames};
+use super::frames::{Frame, ReadError, Reader, needs_own_stream, write_frames};
 use super::{Close, LANE_FRAMES_MAX, LANES, Quic};
-use crate::limits::SHARED_FRAME_BYTES_MAX;
 use crate::message::{Request, Response};
 use crate::net::tls::server_name;
 use crate::net::{CallError, Peer};
@@ -33,32 +32,17 @@ pub(super) struct Link {
 
 enum State {
     /// No connection. After a failure none is tried before `retry_at`.
-    Down {
-        retry_at: Instant,
-        failures: u32,
-        reason: String,
-    },
+    Down { retry_at: Instant, failures: u32, reason: String },
     /// One is being made; the receiver's channel closes when that is over.
-    Dialing {
-        failures: u32,
-        over: watch::Receiver<()>,
-    },
+    Dialing { failures: u32, over: watch::Receiver<()> },
     /// There is one.
     Up(Arc<Connection>),
 }
 
 impl Link {
     pub(super) fn new(quic: &Arc<Quic>, peer: &Peer) -> Link {
-        let state = State::Down {
-            retry_at: Instant::now(),
-            failures: 0,
-            reason: String::new(),
-        };
-        Link {
-            quic: Arc::downgrade(quic),
-            peer: peer.clone(),
-            state: Mutex::new(state),
-        }
+        let state = State::Down { retry_at: Instant::now(), failures: 0, reason: String::new() };
+        Link { quic: Arc::downgrade(quic), peer: peer.clone(), state: Mutex::new(state) }
     }
 
     /// A living connection, made now if there is none.
@@ -66,10 +50,7 @@ impl Link {
         self: &Arc<Link>,
         deadline: Instant,
     ) -> Result<Arc<Connection>, CallError> {
-        let unreachable = |reason: String| CallError::Unreachable {
-            peer: self.peer.clone(),
-            reason,
-        };
+        let unreachable = |reason: String| CallError::Unreachable { peer: self.peer.clone(), reason };
         let mut waited = false;
         loop {
             let mut over = {
@@ -77,11 +58,11 @@ impl Link {
                 if let State::Up(connection) = &*state {
                     match connection.quinn.close_reason() {
                         None => return Ok(connection.clone()),
-                        Some(reason) => {
+                        Some(_) => {
                             *state = State::Down {
                                 retry_at: Instant::now(),
                                 failures: 0,
-                                reason: reason.to_string(),
+                                reason: connection.why_closed(),
                             };
                         }
                     }
@@ -94,16 +75,10 @@ impl Link {
                         return Err(unreachable(reason.clone()));
                     }
                     State::Down { failures, .. } => {
-                        let quic = self
-                            .quic
-                            .upgrade()
-                            .ok_or_else(|| unreachable("shutting down".into()))?;
+                        let quic = self.quic.upgrade().ok_or_else(|| unreachable("shutting down".into()))?;
                         let (alive, over) = watch::channel(());
                         let failures = *failures;
-                        *state = State::Dialing {
-                            failures,
-                            over: over.clone(),
-                        };
+                        *state = State::Dialing { failures, over: over.clone() };
                         let link = self.clone();
                         quic.clone().tasks.spawn(async move {
                             link.dial(quic).await;
@@ -115,8 +90,7 @@ impl Link {
             };
             // An error means that the channel was closed: the attempt is over.
             let over = timeout_at(deadline, over.changed()).await;
-            over.map_err(|_| unreachable("the deadline passed while connecting".into()))
-                .map(drop)?;
+            over.map_err(|_| unreachable("the deadline passed while connecting".into())).map(drop)?;
             waited = true;
         }
     }
@@ -170,13 +144,8 @@ impl Connection {
         let (mut send, mut receive) = quinn.open_bi().await.map_err(|error| explain(&error))?;
         let mut answer = [0; HELLO_BYTES];
         let greeting = async {
-            send.write_all(&Hello::OURS.to_bytes())
-                .await
-                .map_err(|error| error.to_string())?;
-            receive
-                .read_exact(&mut answer)
-                .await
-                .map_err(|error| error.to_string())
+            send.write_all(&Hello::OURS.to_bytes()).await.map_err(|error| error.to_string())?;
+            receive.read_exact(&mut answer).await.map_err(|error| error.to_string())
         };
         if let Err(error) = greeting.await {
             return Err(quinn.close_reason().map_or(error, |reason| explain(&reason)));
@@ -226,23 +195,17 @@ impl Connection {
         let timeout_millis = left.as_millis().clamp(1, u128::from(u32::MAX)) as u32;
         let frame = wire::seal(Kind::Request, correlation, timeout_millis, request)?;
         let Some(answer) = self.pending.register(correlation) else {
-            return Err(CallError::Unreachable {
-                peer: self.peer.clone(),
-                reason: self.why_closed(),
-            });
+            return Err(CallError::Unreachable { peer: self.peer.clone(), reason: self.why_closed() });
         };
 
-        if frame.len() <= SHARED_FRAME_BYTES_MAX {
+        if !needs_own_stream(&frame) {
             let lane = match request {
                 Request::Raft(_) => 0,
                 Request::Coordinator(_) | Request::Shard { .. } | Request::Admin(_) => {
                     1 + correlation as usize % (LANES - 1)
                 }
             };
-            let unsent = |reason: String| CallError::Unreachable {
-                peer: self.peer.clone(),
-                reason,
-            };
+            let unsent = |reason: String| CallError::Unreachable { peer: self.peer.clone(), reason };
             timeout_at(deadline, self.lanes[lane].send(frame))
                 .await
                 .map_err(|_| unsent("too many requests wait to be sent".into()))?
@@ -259,20 +222,17 @@ impl Connection {
 
         match timeout_at(deadline, answer.receiver).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(_)) => Err(CallError::Lost {
-                peer: self.peer.clone(),
-                reason: self.why_closed(),
-            }),
-            Err(_) => Err(CallError::DeadlineExceeded {
-                peer: self.peer.clone(),
-            }),
+            Ok(Err(_)) => Err(CallError::Lost { peer: self.peer.clone(), reason: self.why_closed() }),
+            Err(_) => Err(CallError::DeadlineExceeded { peer: self.peer.clone() }),
         }
     }
 
+    /// In the words of whoever noticed first.
     fn why_closed(&self) -> String {
-        self.quinn
-            .close_reason()
-            .map_or_else(|| "a stream was closed".into(), |reason| explain(&reason))
+        let noticed = self.pending.calls.lock().closed.clone();
+        noticed
+            .or_else(|| self.quinn.close_reason().map(|reason| explain(&reason)))
+            .unwrap_or_else(|| "a stream was closed".into())
     }
 }
 
@@ -285,7 +245,8 @@ struct Pending {
 #[derive(Default)]
 struct Calls {
     waiting: HashMap<u64, oneshot::Sender<Response>>,
-    closed: bool,
+    /// Why there will be no more answers.
+    closed: Option<String>,
 }
 
 /// A call's place among those that wait; given up when dropped.
@@ -310,17 +271,11 @@ impl Pending {
     fn register(&self, correlation: u64) -> Option<Answer<'_>> {
         let (sender, receiver) = oneshot::channel();
         let mut calls = self.calls.lock();
-        if calls.closed {
+        if calls.closed.is_some() {
             return None;
         }
         calls.waiting.insert(correlation, sender);
-        Some(Answer {
-            receiver,
-            _place: Place {
-                pending: self,
-                correlation,
-            },
-        })
+        Some(Answer { receiver, _place: Place { pending: self, correlation } })
     }
 
     /// Hands an answer to its caller. A malformed one condemns the stream.
@@ -335,9 +290,9 @@ impl Pending {
     }
 
     /// Nobody will be answered any more.
-    fn close(&self) {
+    fn close(&self, reason: String) {
         let mut calls = self.calls.lock();
-        calls.closed = true;
+        calls.closed.get_or_insert(reason);
         calls.waiting.clear();
     }
 
@@ -359,7 +314,7 @@ async fn read_answers(mut reader: Reader, pending: Arc<Pending>, quinn: quinn::C
         }
     };
     // Without one of its lanes a connection is of no use.
-    pending.close();
+    pending.close(quinn.close_reason().map_or(error.clone(), |reason| explain(&reason)));
     quinn.close(Close::Malformed.code(), error.as_bytes());
 }
 
@@ -373,9 +328,14 @@ async fn accept_large_answers(
     while let Ok(stream) = quinn.accept_uni().await {
         let (pending, large, quinn) = (pending.clone(), large.clone(), quinn.clone());
         tasks.spawn(async move {
-            if let Ok(Some(frame)) = Reader::new(stream, large).next().await
-                && let Err(error) = pending.complete(&frame)
-            {
+            let completed = match Reader::new(stream, large).next().await {
+                Ok(Some(frame)) => pending.complete(&frame),
+                Err(ReadError::Wire(error)) => Err(error),
+                // The server has given up on this answer, or the connection is gone.
+                Ok(None) | Err(ReadError::Io(_) | ReadError::Truncated) => Ok(()),
+            };
+            if let Err(error) = completed {
+                pending.close(error.to_string());
                 quinn.close(Close::Malformed.code(), error.to_string().as_bytes());
             }
         });
@@ -397,7 +357,8 @@ async fn call_on_own_stream(
         let answer = Reader::new(receive, large).next().await.ok()??;
         pending.complete(&answer).ok()
     };
-    if timeout_at(deadline, exchange).await != Ok(Some(())) {
+    // By its deadline the call ends by itself.
+    if timeout_at(deadline, exchange).await == Ok(None) {
         pending.fail(correlation);
     }
 }
@@ -406,21 +367,29 @@ async fn resolve(address: &str, local: SocketAddr) -> Result<SocketAddr, String>
     if let Ok(address) = address.parse() {
         return Ok(address);
     }
-    let candidates = tokio::net::lookup_host(address)
-        .await
-        .map_err(|error| format!("{address}: {error}"))?;
+    let candidates = tokio::net::lookup_host(address).await.map_err(|error| format!("{address}: {error}"))?;
     let mut candidates = candidates.filter(|candidate| candidate.is_ipv4() == local.is_ipv4());
-    candidates
-        .next()
-        .ok_or_else(|| format!("{address} has no address of this machine's family"))
+    candidates.next().ok_or_else(|| format!("{address} has no address of this machine's family"))
 }
 
-/// The reason of a close in the other side's own words, where it gave any.
+/// The reason of a close in the other side's own words, where it gave any; and the commonest mistake
+/// of operators in words that say what to look at.
 fn explain(error: &quinn::ConnectionError) -> String {
     match error {
         quinn::ConnectionError::ApplicationClosed(close) if !close.reason.is_empty() => {
             String::from_utf8_lossy(&close.reason).into_owned()
         }
+        quinn::ConnectionError::TransportError(error) if error.code == unknown_authority() => {
+            "its certificate is of another cluster: our authority did not sign it".into()
+        }
+        quinn::ConnectionError::ConnectionClosed(close) if close.error_code == unknown_authority() => {
+            "our certificate is of another cluster: its authority did not sign it".into()
+        }
         other => other.to_string(),
     }
+}
+
+/// The TLS alert `unknown_ca` (RFC 8446, section 6.2).
+fn unknown_authority() -> quinn::TransportErrorCode {
+    quinn::TransportErrorCode::crypto(48)
 }

@@ -18,6 +18,18 @@ pub(super) struct Frame {
     pub budget: Option<OwnedSemaphorePermit>,
 }
 
+impl Frame {
+    /// Whether it came on a stream of its own, which then is the way back too.
+    pub(super) fn has_own_stream(&self) -> bool {
+        self.header.length as usize > SHARED_FRAME_BYTES_MAX
+    }
+}
+
+/// Whether a frame that is to be sent needs a stream of its own.
+pub(super) fn needs_own_stream(frame: &Bytes) -> bool {
+    frame.len() - HEADER_BYTES > SHARED_FRAME_BYTES_MAX
+}
+
 /// Why a stream cannot be read on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
@@ -38,21 +50,13 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(stream: quinn::RecvStream, large: Arc<Semaphore>) -> Reader {
-        Reader {
-            stream,
-            buffer: BytesMut::with_capacity(16 << 10),
-            large,
-        }
+        Reader { stream, buffer: BytesMut::with_capacity(16 << 10), large }
     }
 
     /// The next frame; `None` at the end of the stream.
     pub(super) async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
         if !self.fill(HEADER_BYTES).await? {
-            return if self.buffer.is_empty() {
-                Ok(None)
-            } else {
-                Err(ReadError::Truncated)
-            };
+            return if self.buffer.is_empty() { Ok(None) } else { Err(ReadError::Truncated) };
         }
         let head: [u8; HEADER_BYTES] = self.buffer[..HEADER_BYTES].try_into().expect("filled");
         let header = Header::read(&head)?;
@@ -70,11 +74,7 @@ impl Reader {
         }
         let payload = self.buffer.split_to(length).freeze();
         wire::open(&head, &payload)?;
-        Ok(Some(Frame {
-            header,
-            payload,
-            budget,
-        }))
+        Ok(Some(Frame { header, payload, budget }))
     }
 
     /// Reads until that many bytes are there; false if the stream ends before.

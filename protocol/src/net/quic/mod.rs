@@ -34,6 +34,7 @@ use parking_lot::Mutex;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::caller::Link;
@@ -54,6 +55,20 @@ const REQUESTS_MAX: usize = 4096;
 
 /// Connections that a server keeps; after that it refuses new ones.
 const CONNECTIONS_MAX: usize = 4096;
+
+/// Bytes that wait to be read on one stream; after that its sender pauses.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// Streams that the other side may have open at once, in each direction: its lanes, and its large
+/// requests or answers. After that it waits for one to end.
+const STREAMS_MAX: u32 = 64;
+
+/// Bytes that wait to be read on a connection: all that its streams may hold. Were it less, large
+/// frames that wait for their share of the budget could keep everything else from arriving, even
+/// those that hold a share.
+const CONNECTION_WINDOW: u32 = 2 * STREAMS_MAX * STREAM_WINDOW;
+
+const _: () = assert!(LANES < STREAMS_MAX as usize);
 
 /// Unit of the budget for large frames.
 const BUDGET_UNIT: usize = 1024;
@@ -140,6 +155,7 @@ pub struct Quic {
     client_config: quinn::ClientConfig,
     links: Mutex<HashMap<Peer, Arc<Link>>>,
     large: Arc<Semaphore>,
+    closing: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -152,27 +168,24 @@ impl Quic {
         let transport = Arc::new(transport_config(&config));
         let tls = QuicServerConfig::try_from(credentials.server_config()?)?;
         let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-        server_config
-            .transport_config(transport.clone())
-            .max_incoming(1024);
+        server_config.transport_config(transport.clone()).max_incoming(1024);
         let tls = QuicClientConfig::try_from(credentials.client_config()?)?;
         let mut client_config = quinn::ClientConfig::new(Arc::new(tls));
         client_config.transport_config(transport);
 
         let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &credentials.reset_secret());
+        let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
+        endpoint_config.cid_generator(|| Box::new(ConnectionIds));
         let endpoint = socket(config.bind)
             .and_then(|socket| {
                 quinn::Endpoint::new(
-                    quinn::EndpointConfig::new(Arc::new(reset_key)),
+                    endpoint_config,
                     Some(server_config),
                     socket,
                     Arc::new(quinn::TokioRuntime),
                 )
             })
-            .map_err(|source| EndpointError::Bind {
-                address: config.bind,
-                source,
-            })?;
+            .map_err(|source| EndpointError::Bind { address: config.bind, source })?;
         Ok(Arc::new(Quic {
             endpoint,
             identity: credentials.identity().clone(),
@@ -180,6 +193,7 @@ impl Quic {
             client_config,
             links: Mutex::default(),
             large: Arc::new(Semaphore::new(LARGE_BYTES_MAX / BUDGET_UNIT)),
+            closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
     }
@@ -203,23 +217,19 @@ impl Quic {
     /// Says goodbye to everybody, and waits a moment for it to arrive.
     pub async fn close(&self) {
         self.endpoint.close(Close::Bye.code(), b"shutting down");
+        self.closing.cancel();
         self.tasks.close();
-        let goodbye = async {
-            self.endpoint.wait_idle().await;
-            self.tasks.wait().await;
-        };
-        // Those who do not hear it will notice by their idle timeout.
-        let _ = timeout(Duration::from_millis(500), goodbye).await;
+        // Long enough for the goodbye to leave. Those who do not hear it will notice by their idle
+        // timeout.
+        let _ = timeout(Duration::from_millis(50), self.endpoint.wait_idle()).await;
+        let _ = timeout(Duration::from_millis(450), self.tasks.wait()).await;
     }
 
     fn link(self: &Arc<Quic>, peer: &Peer) -> Arc<Link> {
         let mut links = self.links.lock();
         match links.get(peer) {
             Some(link) => link.clone(),
-            None => links
-                .entry(peer.clone())
-                .or_insert_with(|| Arc::new(Link::new(self, peer)))
-                .clone(),
+            None => links.entry(peer.clone()).or_insert_with(|| Arc::new(Link::new(self, peer))).clone(),
         }
     }
 }
@@ -246,6 +256,26 @@ impl Transport for Arc<Quic> {
     }
 }
 
+/// Random connection ids. Those of the library's own choice are signed with a key that dies with
+/// the process, so a restarted server would not even answer "gone" to connections from before.
+struct ConnectionIds;
+
+impl quinn::ConnectionIdGenerator for ConnectionIds {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        quinn::ConnectionId::new(&rand::random::<[u8; CONNECTION_ID_BYTES]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+const CONNECTION_ID_BYTES: usize = 8;
+
 /// A UDP socket with buffers that hold a burst from many peers.
 fn socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     let socket = socket2::Socket::new(
@@ -268,15 +298,13 @@ fn transport_config(config: &QuicConfig) -> quinn::TransportConfig {
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(config.keep_alive))
         .initial_rtt(Duration::from_millis(50))
-        .max_concurrent_bidi_streams(256u32.into())
-        .max_concurrent_uni_streams(256u32.into())
-        .stream_receive_window((8u32 << 20).into())
-        .receive_window((64u32 << 20).into())
+        .max_concurrent_bidi_streams(STREAMS_MAX.into())
+        .max_concurrent_uni_streams(STREAMS_MAX.into())
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(CONNECTION_WINDOW.into())
         .send_window(64 << 20)
         .enable_segmentation_offload(
-            config
-                .segmentation_offload
-                .unwrap_or_else(|| !config.bind.ip().is_loopback()),
+            config.segmentation_offload.unwrap_or_else(|| !config.bind.ip().is_loopback()),
         );
     transport
 }

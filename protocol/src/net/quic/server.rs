@@ -7,13 +7,13 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::frames::{Frame, ReadError, Reader, write_frames};
+use super::frames::{Frame, ReadError, Reader, needs_own_stream, write_frames};
 use super::{CONNECTIONS_MAX, Close, LANE_FRAMES_MAX, Quic, REQUESTS_MAX, seal_response};
 use crate::ClusterId;
-use crate::limits::SHARED_FRAME_BYTES_MAX;
 use crate::message::{Request, Response};
 use crate::net::{Identity, Service, forbidden, tls};
 use crate::reject::Reject;
@@ -28,6 +28,7 @@ pub(super) struct Server {
     service: Arc<dyn Service>,
     connections: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    closing: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -39,6 +40,7 @@ impl Server {
             service,
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             large: quic.large.clone(),
+            closing: quic.closing.clone(),
             tasks: quic.tasks.clone(),
         })
     }
@@ -55,53 +57,44 @@ impl Server {
 
     async fn admit(self: Arc<Server>, incoming: quinn::Incoming, _place: OwnedSemaphorePermit) {
         let from = incoming.remote_address();
-        match timeout(HANDSHAKE_TIMEOUT, self.greet(incoming)).await {
-            Ok(Ok(session)) => session.run().await,
-            Ok(Err(reason)) => tracing::info!(%from, reason, "refused a connection"),
-            Err(_) => tracing::info!(%from, "refused a connection: its handshake took too long"),
+        let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+        let quinn = match timeout_at(deadline, incoming).await {
+            Ok(Ok(quinn)) => quinn,
+            Ok(Err(error)) => return tracing::info!(%from, %error, "refused a connection"),
+            Err(_) => return tracing::info!(%from, "refused a connection: its handshake took too long"),
+        };
+        let greeted = timeout_at(deadline, self.greet(&quinn)).await;
+        let late = format!("no hello came within {} ms", HANDSHAKE_TIMEOUT.as_millis());
+        match greeted.unwrap_or(Err((Close::Malformed, late))) {
+            Ok(session) => session.run().await,
+            Err((close, reason)) => {
+                tracing::info!(%from, reason, "refused a connection");
+                quinn.close(close.code(), reason.as_bytes());
+            }
         }
     }
 
-    /// Handshake, identity and hello.
-    async fn greet(self: &Arc<Server>, incoming: quinn::Incoming) -> Result<Session, String> {
-        let quinn = incoming.await.map_err(|error| error.to_string())?;
-        let refuse = |close: Close, reason: String| {
-            quinn.close(close.code(), reason.as_bytes());
-            reason
-        };
-        let identity = peer_identity(&quinn).ok_or_else(|| {
-            refuse(
-                Close::Identity,
-                "your certificate carries no Troth identity".to_owned(),
-            )
+    /// Identity and hello, or why not.
+    async fn greet(self: &Arc<Server>, quinn: &quinn::Connection) -> Result<Session, (Close, String)> {
+        let identity = peer_identity(quinn).ok_or_else(|| {
+            let reason = "your certificate carries no Troth identity";
+            (Close::Identity, reason.to_owned())
         })?;
         if identity.cluster != self.cluster {
-            let reason = format!(
-                "your certificate is of cluster {}, this is {}",
-                identity.cluster, self.cluster
-            );
-            return Err(refuse(Close::Identity, reason));
+            let reason =
+                format!("your certificate is of cluster {}, this is {}", identity.cluster, self.cluster);
+            return Err((Close::Identity, reason));
         }
-        let (mut send, mut receive) = quinn.accept_bi().await.map_err(|error| error.to_string())?;
+        let broken = |error: &dyn std::error::Error| (Close::Malformed, error.to_string());
+        let (mut send, mut receive) = quinn.accept_bi().await.map_err(|error| broken(&error))?;
         let mut hello = [0; HELLO_BYTES];
-        receive
-            .read_exact(&mut hello)
-            .await
-            .map_err(|error| error.to_string())?;
-        let version = Hello::agree(&hello).map_err(|error| {
-            let close = match error {
-                wire::WireError::Version { .. } => Close::Version,
-                _ => Close::Malformed,
-            };
-            refuse(close, error.to_string())
+        receive.read_exact(&mut hello).await.map_err(|error| broken(&error))?;
+        let version = Hello::agree(&hello).map_err(|error| match error {
+            wire::WireError::Version { .. } => (Close::Version, error.to_string()),
+            _ => broken(&error),
         })?;
-        let answer = Hello {
-            version_min: version,
-            version_max: version,
-        };
-        send.write_all(&answer.to_bytes())
-            .await
-            .map_err(|error| error.to_string())?;
+        let answer = Hello { version_min: version, version_max: version };
+        send.write_all(&answer.to_bytes()).await.map_err(|error| broken(&error))?;
         Ok(Session {
             server: self.clone(),
             identity: Arc::new(identity),
@@ -113,10 +106,7 @@ impl Server {
 }
 
 fn peer_identity(quinn: &quinn::Connection) -> Option<Identity> {
-    let certificates = quinn
-        .peer_identity()?
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .ok()?;
+    let certificates = quinn.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     tls::identity_of(certificates.first()?)
 }
 
@@ -132,13 +122,7 @@ struct Session {
 impl Session {
     /// Serves all streams of the connection until it ends. The caller's place is kept until then.
     async fn run(self) {
-        let Session {
-            server,
-            identity,
-            requests,
-            quinn,
-            first,
-        } = self;
+        let Session { server, identity, requests, quinn, first } = self;
         let serve = |(send, receive): (quinn::SendStream, quinn::RecvStream)| {
             let (answers, frames) = mpsc::channel(LANE_FRAMES_MAX);
             server.tasks.spawn(write_frames(send, frames));
@@ -149,9 +133,7 @@ impl Session {
                 quinn: quinn.clone(),
                 answers,
             };
-            server
-                .tasks
-                .spawn(stream.run(Reader::new(receive, server.large.clone())));
+            server.tasks.spawn(stream.run(Reader::new(receive, server.large.clone())));
         };
         serve(first);
         // An error means that the connection has ended; its streams see it too.
@@ -180,9 +162,7 @@ impl Stream {
                 Err(ReadError::Wire(error)) => {
                     // After this the bytes cannot be trusted to be at the beginning of a frame.
                     tracing::info!(caller = %stream.identity, %error, "closed a connection");
-                    return stream
-                        .quinn
-                        .close(Close::Malformed.code(), error.to_string().as_bytes());
+                    return stream.quinn.close(Close::Malformed.code(), error.to_string().as_bytes());
                 }
                 Err(ReadError::Io(_) | ReadError::Truncated) => return,
             }
@@ -192,66 +172,82 @@ impl Stream {
     /// Hands a request to the service. What can be answered at once is answered here, without a
     /// task of its own; and requests of one stream reach the service in order.
     async fn request(self: &Arc<Stream>, frame: Frame) {
-        let correlation = frame.header.correlation;
         let deadline = Instant::now() + Duration::from_millis(frame.header.timeout_millis.into());
+        let place = self.requests.clone().acquire_owned().await.expect("never closed");
+        let call = Call {
+            correlation: frame.header.correlation,
+            deadline,
+            own_stream: frame.has_own_stream(),
+            _place: place,
+            _budget: frame.budget,
+        };
         let request = match (frame.header.kind, wire::decode::<Request>(&frame.payload)) {
             (Kind::Request, Ok(request)) => request,
-            (Kind::Response, _) => {
-                return self
-                    .refuse(correlation, "a server was sent a response", deadline)
-                    .await;
-            }
-            (Kind::Request, Err(error)) => {
-                return self.refuse(correlation, &error.to_string(), deadline).await;
-            }
+            (Kind::Response, _) => return self.refuse(call, "a server was sent a response").await,
+            (Kind::Request, Err(error)) => return self.refuse(call, &error.to_string()).await,
         };
         if !request.permits(self.identity.role) {
             tracing::info!(caller = %self.identity, request = request.name(), "forbidden");
-            return self
-                .answer(correlation, forbidden(&self.identity, &request), deadline)
-                .await;
+            return self.answer(call, forbidden(&self.identity, &request)).await;
         }
-        let place = self.requests.clone().acquire_owned().await.expect("never closed");
         let mut work = self.server.service.handle(&self.identity, request, deadline);
         match (&mut work).now_or_never() {
-            Some(response) => self.answer(correlation, response, deadline).await,
+            Some(response) => self.answer(call, response).await,
             None => {
                 let stream = self.clone();
                 self.server.tasks.spawn(async move {
-                    let response = timeout_at(deadline, work)
-                        .await
-                        .unwrap_or(Response::Rejected(Reject::DeadlineExceeded));
-                    stream.answer(correlation, response, deadline).await;
-                    drop((place, frame.budget));
+                    let closing = &stream.server.closing;
+                    // Nobody hears an answer when the process stops.
+                    if let Some(done) = closing.run_until_cancelled(timeout_at(deadline, work)).await {
+                        let response = done.unwrap_or(Response::Rejected(Reject::DeadlineExceeded));
+                        stream.answer(call, response).await;
+                    }
                 });
             }
         }
     }
 
-    async fn refuse(&self, correlation: u64, reason: &str, deadline: Instant) {
+    async fn refuse(&self, call: Call, reason: &str) {
         tracing::info!(caller = %self.identity, reason, "malformed request");
-        self.answer(
-            correlation,
-            Response::Rejected(Reject::malformed(reason)),
-            deadline,
-        )
-        .await;
+        let refusal = Response::Rejected(Reject::malformed(reason));
+        self.answer(call, refusal).await;
     }
 
-    /// Sends an answer. One that cannot be sent by a second after the deadline is dropped: its
-    /// caller has long given up.
-    async fn answer(&self, correlation: u64, response: Response, deadline: Instant) {
-        let frame = seal_response(correlation, &response);
-        let sending = async {
-            if frame.len() <= SHARED_FRAME_BYTES_MAX {
-                // An error means that the connection is gone.
-                let _ = self.answers.send(frame).await;
-            } else if let Ok(mut stream) = self.quinn.open_uni().await
-                && stream.write_chunk(frame).await.is_ok()
-            {
-                let _ = stream.finish();
-            }
-        };
-        let _ = timeout_at(deadline + Duration::from_secs(1), sending).await;
+    /// Sends an answer, or sees to it that it is sent: a large one to a request on a lane has a task
+    /// of its own, so that the lane is read on.
+    async fn answer(&self, call: Call, response: Response) {
+        let frame = seal_response(call.correlation, &response);
+        if needs_own_stream(&frame) && !call.own_stream {
+            self.server.tasks.spawn(send_on_own_stream(self.quinn.clone(), call, frame));
+        } else {
+            // An error means that the connection is gone.
+            let _ = timeout_at(call.given_up(), self.answers.send(frame)).await;
+        }
     }
+}
+
+/// A request that is not answered yet, and what it holds until it is.
+struct Call {
+    correlation: u64,
+    deadline: Instant,
+    own_stream: bool,
+    _place: OwnedSemaphorePermit,
+    _budget: Option<OwnedSemaphorePermit>,
+}
+
+impl Call {
+    /// An answer that cannot be sent by then is dropped: its caller has long given up.
+    fn given_up(&self) -> Instant {
+        self.deadline + Duration::from_secs(1)
+    }
+}
+
+async fn send_on_own_stream(quinn: quinn::Connection, call: Call, frame: Bytes) {
+    let sending = async {
+        let mut stream = quinn.open_uni().await.ok()?;
+        stream.write_chunk(frame).await.ok()?;
+        stream.finish().ok()
+    };
+    // Without it the caller waits for its deadline, or has seen the connection break.
+    let _ = timeout_at(call.given_up(), sending).await;
 }

@@ -1,0 +1,249 @@
+//! One message of every kind, for tests of what all of them must survive.
+
+use bytes::Bytes;
+
+use crate::message::txn::{Cause, Outcome, Part, RangeCheck, ReadCheck, Work, Write};
+use crate::message::{Request, Response, admin, coordinator, raft, shard};
+use crate::{
+    ClientId, ClusterId, ClusterMap, Epoch, GroupId, KeyRange, MapEpoch, Node, NodeId, ParticipantId, Reject,
+    ShardId, Timestamp, TxnId,
+};
+
+const TXN: TxnId = TxnId { start: Timestamp(0x0102_0304_0506_0708), client: ClientId(0xc0ff_eec0_ffee_c0ff) };
+
+pub fn work() -> Work {
+    Work {
+        reads: vec![ReadCheck { key: "seen".into(), version: Timestamp(5) }],
+        ranges: vec![RangeCheck { range: KeyRange::prefix(b"{list}/"), snapshot: Timestamp(6) }],
+        writes: vec![
+            Write {
+                key: "a key that is longer than a word".into(),
+                value: Some(Bytes::from_static(b"value")),
+            },
+            Write { key: "gone".into(), value: None },
+        ],
+    }
+}
+
+pub fn prepare() -> Request {
+    let prepare = shard::Prepare {
+        txn: TXN,
+        epoch: Epoch(3),
+        floor: Timestamp(9),
+        participants: vec![ParticipantId::Shard(ShardId(7)), ParticipantId::Resource("postgres".into())],
+        work: work(),
+    };
+    of_shard(shard::Request::Prepare(prepare))
+}
+
+fn of_shard(request: shard::Request) -> Request {
+    Request::Shard { shard: ShardId(7), request }
+}
+
+fn of_raft(body: raft::Body) -> Request {
+    Request::Raft(raft::Request { group: GroupId::Shard(ShardId(7)), from: NodeId(1), to: NodeId(2), body })
+}
+
+fn node() -> Node {
+    Node { id: NodeId(1), address: "node-1.example:7450".into(), zone: "north".into(), weight: 2 }
+}
+
+const VOTE: raft::Vote = raft::Vote { term: 4, node: NodeId(1), committed: true };
+const LAST: Option<raft::LogId> = Some(raft::LogId { term: 4, index: 99 });
+
+/// One request of every kind.
+pub fn requests() -> Vec<Request> {
+    let membership = raft::Membership {
+        voters: vec![vec![NodeId(1), NodeId(2)], vec![NodeId(1)]],
+        members: vec![NodeId(1), NodeId(2), NodeId(3)],
+    };
+    let payloads = [
+        raft::Payload::Blank,
+        raft::Payload::Command(Bytes::from_static(b"command")),
+        raft::Payload::Membership(membership.clone()),
+    ];
+    let entry = |(index, payload)| raft::Entry { id: raft::LogId { term: 4, index }, payload };
+    let commit = coordinator::Commit {
+        txn: TXN,
+        epoch: Epoch(3),
+        resubmission: true,
+        parts: vec![Part { participant: ParticipantId::Shard(ShardId(7)), work: work() }],
+    };
+    vec![
+        Request::Coordinator(coordinator::Request::Timestamps { count: 12 }),
+        Request::Coordinator(coordinator::Request::Commit(commit)),
+        Request::Coordinator(coordinator::Request::Outcome {
+            txn: TXN,
+            participants: vec![ParticipantId::Shard(ShardId(7))],
+        }),
+        Request::Coordinator(coordinator::Request::Map { known: MapEpoch(8) }),
+        Request::Coordinator(coordinator::Request::Register { node: node(), known: MapEpoch(8) }),
+        Request::Coordinator(coordinator::Request::Resolve { txns: vec![TXN; 3] }),
+        of_shard(shard::Request::Read { at: Timestamp(9), keys: vec!["a".into(), "".into()] }),
+        of_shard(shard::Request::Scan {
+            at: Timestamp(9),
+            range: KeyRange::new("a".into(), None),
+            rows_max: 100,
+        }),
+        prepare(),
+        of_shard(shard::Request::CommitOnePhase(shard::CommitOnePhase {
+            txn: TXN,
+            floor: Timestamp(9),
+            work: work(),
+        })),
+        of_shard(shard::Request::Finish {
+            epoch: Epoch(3),
+            decisions: vec![
+                (TXN, shard::Decision::Commit { commit_ts: Timestamp(10) }),
+                (TXN, shard::Decision::Abort),
+            ],
+        }),
+        of_shard(shard::Request::Prepared { epoch: Epoch(3), after: Some(TXN), count_max: 100 }),
+        of_shard(shard::Request::Outcome { txn: TXN }),
+        of_raft(raft::Body::Append {
+            vote: VOTE,
+            previous: LAST,
+            entries: (100..).zip(payloads).map(entry).collect(),
+            committed: None,
+        }),
+        of_raft(raft::Body::Vote { vote: VOTE, last: LAST, leadership_transfer: true }),
+        of_raft(raft::Body::PreVote { vote: VOTE, last: None }),
+        of_raft(raft::Body::TransferLeader { vote: VOTE, last: LAST }),
+        of_raft(raft::Body::Snapshot {
+            vote: VOTE,
+            last: LAST,
+            membership: raft::StoredMembership { set_by: LAST, membership },
+            transfer: 5,
+            sequence: 6,
+            chunk: Bytes::from_static(b"chunk"),
+            done: true,
+        }),
+        Request::Admin(admin::Request::Status),
+    ]
+}
+
+/// One response of every kind.
+pub fn responses() -> Vec<Response> {
+    let map = ClusterMap {
+        cluster: ClusterId([7; 16]),
+        epoch: MapEpoch(8),
+        shards: 2,
+        replicas: 1,
+        coordinators: vec![node()],
+        nodes: vec![node(), node()],
+        placement: vec![vec![NodeId(1)], vec![]],
+    };
+    let commit_ts = Timestamp(10);
+    let coordinator = [
+        coordinator::Response::Timestamps { first: commit_ts, epoch: Epoch(3) },
+        coordinator::Response::Outcome(Outcome::Committed { commit_ts }),
+        coordinator::Response::Expired,
+        coordinator::Response::Map(map),
+        coordinator::Response::MapUnchanged,
+        coordinator::Response::Resolved {
+            epoch: Epoch(3),
+            resolutions: vec![
+                coordinator::Resolution::Committed { commit_ts },
+                coordinator::Resolution::Aborted,
+                coordinator::Resolution::InFlight,
+            ],
+        },
+    ];
+    let shard = [
+        shard::Response::Values(vec![shard::Version { version: commit_ts, value: None }]),
+        shard::Response::Page {
+            rows: vec![shard::Row {
+                key: "a".into(),
+                version: commit_ts,
+                value: Bytes::from_static(b"value"),
+            }],
+            more: true,
+        },
+        shard::Response::Vote(shard::Vote::Yes { above: commit_ts }),
+        shard::Response::Expired,
+        shard::Response::Finished,
+        shard::Response::Prepared {
+            txns: vec![shard::PreparedTxn { txn: TXN, participants: vec![ParticipantId::Shard(ShardId(7))] }],
+            more: false,
+        },
+    ];
+    let causes = [
+        Cause::ReadConflict { key: "a".into(), version: commit_ts },
+        Cause::RangeConflict { range: KeyRange::prefix(b"a"), key: "ab".into(), version: commit_ts },
+        Cause::Locked { key: "a".into(), by: TXN },
+        Cause::TooOld,
+        Cause::Unreachable { participant: ParticipantId::Resource("postgres".into()) },
+        Cause::CoordinatorChanged,
+        Cause::Superseded,
+        Cause::Settled,
+    ];
+    let no = |cause: Cause| shard::Response::Vote(shard::Vote::No { cause });
+    let aborted = |cause: Cause| shard::Response::Outcome(Outcome::Aborted { cause });
+    let raft = [
+        raft::Response::Append(raft::Appended::Success),
+        raft::Response::Append(raft::Appended::Partial(LAST)),
+        raft::Response::Append(raft::Appended::Conflict),
+        raft::Response::Append(raft::Appended::HigherVote(VOTE)),
+        raft::Response::Vote { vote: VOTE, granted: true, last: LAST },
+        raft::Response::TransferLeader { accepted: true },
+        raft::Response::SnapshotContinue,
+        raft::Response::SnapshotDone { vote: VOTE },
+    ];
+    let admin = [
+        admin::Response::Coordinator(admin::CoordinatorStatus {
+            cluster: ClusterId([7; 16]),
+            id: NodeId(1),
+            version: "0.1.0".into(),
+            leader: Some(NodeId(2)),
+            epoch: None,
+            map_epoch: MapEpoch(8),
+            in_flight: 1,
+            unfinished: 2,
+            committed: 3,
+            aborted: 4,
+            nodes_seen: vec![(NodeId(1), Some(17)), (NodeId(2), None)],
+        }),
+        admin::Response::Participant(admin::ParticipantStatus {
+            cluster: ClusterId([7; 16]),
+            id: NodeId(1),
+            version: "0.1.0".into(),
+            map_epoch: MapEpoch(8),
+            shards: vec![admin::ShardStatus {
+                shard: ShardId(7),
+                leader: None,
+                serving: false,
+                applied: 1,
+                prepared: 2,
+                locks: 3,
+                waiting: 4,
+            }],
+        }),
+    ];
+    let rejects = [
+        Reject::NotLeader { leader: Some(NodeId(2)) },
+        Reject::Deposed,
+        Reject::StaleEpoch { current: Epoch(3) },
+        Reject::StaleMap { epoch: MapEpoch(8) },
+        Reject::Overloaded { retry_after_millis: 20 },
+        Reject::NotReady { registered: 1, expected: 3 },
+        Reject::DeadlineExceeded,
+        Reject::Blocked { key: "a".into(), by: TXN },
+        Reject::ShuttingDown,
+        Reject::Forbidden { role: "client".into(), request: "Prepare".into() },
+        Reject::malformed("reason"),
+        Reject::TooLarge { reason: "reason".into() },
+        Reject::SnapshotTooOld,
+        Reject::WrongNode { actual: NodeId(2) },
+        Reject::Internal { reason: "reason".into() },
+    ];
+    coordinator
+        .into_iter()
+        .map(Response::Coordinator)
+        .chain(shard.into_iter().map(Response::Shard))
+        .chain(causes.clone().map(no).map(Response::Shard))
+        .chain(causes.map(aborted).map(Response::Shard))
+        .chain(raft.into_iter().map(Response::Raft))
+        .chain(admin.into_iter().map(Response::Admin))
+        .chain(rejects.into_iter().map(Response::Rejected))
+        .collect()
+}
