@@ -1,0 +1,41 @@
+# Troth. `make demo` shows it, `make test` proves it; each installs what it lacks.
+
+SHELL := /bin/bash
+CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/troth/target
+export CARGO_TARGET_DIR
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+.PHONY: help setup build demo test mutation check fmt doc clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## system packages, and RocksDB compiled once for all
+	@scripts/setup
+
+build: setup ## all release binaries, in target/release
+	cargo build --release --locked --workspace --bins --features troth-sdk/cli
+
+demo: build ## bank transfers on real processes, one of which is killed
+	target/release/troth demo
+
+test: setup ## all tests
+	cargo test --locked --workspace
+	scripts/mutation
+
+mutation: setup ## the tests of anomalies must fail when transactions are not checked
+	scripts/mutation
+
+check: setup ## formatting, lints, documentation
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+fmt: ## format all code
+	cargo fmt --all
+
+doc: setup ## documentation, in target/doc
+	cargo doc --locked --workspace --no-deps
+
+clean: ## everything that was built but RocksDB
+	cargo clean
