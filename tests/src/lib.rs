@@ -91,7 +91,8 @@ pub fn programs() -> &'static Path {
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
-        let status = cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).status().expect("cargo runs");
+        let status =
+            cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).status().expect("cargo runs");
         assert!(status.success(), "the programs do not compile");
         binaries().expect("the system tells where this program is")
     })
