@@ -20,6 +20,7 @@ use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 use troth_protocol::message::raft::{self as wire, Appended, Body};
 use troth_protocol::net::Transport;
 use troth_protocol::{GroupId, NodeId, Reject};
@@ -155,7 +156,10 @@ struct Inner<M: Machine> {
     raft: Raft<Types, Adapter<M>>,
     writer: LogWriter,
     leadership: watch::Receiver<Leadership>,
-    incoming: Mutex<Option<Incoming>>,
+    /// Before this, it neither votes nor asks for votes.
+    silent_until: Instant,
+    /// Held while a piece is stored or the whole is put in place, so that no two snapshots mix.
+    incoming: tokio::sync::Mutex<Option<Incoming>>,
     watcher: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -179,6 +183,7 @@ impl<M: Machine> Group<M> {
         let GroupConfig { group, node, members, transport, directory, timing, log_entries_max } = config;
         let failed = |reason: String| StartError::Raft { group, reason };
         let log = Log::open(group.to_u32(), writer)?;
+        let had_a_life = log.had_a_life();
         let adapter = Adapter::new(group.to_u32(), writer, store, machine)?;
         let network = Network { group, from: node, transport, directory };
         let raft_config = raft_config(group, timing, log_entries_max).map_err(&failed)?;
@@ -191,15 +196,17 @@ impl<M: Machine> Group<M> {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(error) => return Err(failed(error.to_string())),
         }
+        let silent_until = keep_promises(&raft, node, timing, had_a_life).await.map_err(&failed)?;
         let (sender, leadership) = watch::channel(Leadership::Follower { leader: None });
-        let watcher = tokio::spawn(watch_leadership(raft.clone(), group, sender));
+        let watcher = tokio::spawn(watch_leadership(raft.clone(), group, silent_until, sender));
         let inner = Inner {
             group,
             node,
             raft,
             writer: writer.clone(),
             leadership,
-            incoming: Mutex::new(None),
+            silent_until,
+            incoming: tokio::sync::Mutex::new(None),
             watcher: Mutex::new(Some(watcher)),
         };
         Ok(Group { inner: Arc::new(inner) })
@@ -308,6 +315,9 @@ impl<M: Machine> Group<M> {
                     }
                 }))
             }
+            Body::Vote { .. } | Body::PreVote { .. } if Instant::now() < self.inner.silent_until => {
+                Err(Reject::overloaded(self.inner.silent_until - Instant::now()))
+            }
             Body::Vote { vote, last, leadership_transfer } => {
                 let mut request = VoteRequest::new(types::vote(vote), last.map(types::log_id));
                 request.leadership_transfer = leadership_transfer;
@@ -327,10 +337,12 @@ impl<M: Machine> Group<M> {
                 Ok(wire::Response::TransferLeader { accepted: accepted.is_ok() })
             }
             Body::Snapshot { vote, last, membership, transfer, sequence, chunk, done } => {
-                self.receive_snapshot(transfer, sequence, chunk).await?;
+                let mut incoming = self.inner.incoming.lock().await;
+                self.receive_piece(&mut incoming, transfer, sequence, chunk).await?;
                 if !done {
                     return Ok(wire::Response::SnapshotContinue);
                 }
+                *incoming = None;
                 let snapshot = SnapshotOf::<Types, Transfer> {
                     meta: SnapshotMetaOf::<Types> {
                         last_log_id: last.map(types::log_id),
@@ -345,18 +357,17 @@ impl<M: Machine> Group<M> {
         }
     }
 
-    async fn receive_snapshot(&self, transfer: u64, sequence: u64, piece: Bytes) -> Result<(), Reject> {
-        {
-            let mut incoming = self.inner.incoming.lock();
-            match &mut *incoming {
-                _ if sequence == 0 => *incoming = Some(Incoming { transfer, next: 1 }),
-                Some(current) if current.transfer == transfer && current.next == sequence => {
-                    current.next += 1
-                }
-                _ => {
-                    return Err(Reject::malformed("this piece does not follow the last one of its snapshot"));
-                }
-            }
+    async fn receive_piece(
+        &self,
+        incoming: &mut Option<Incoming>,
+        transfer: u64,
+        sequence: u64,
+        piece: Bytes,
+    ) -> Result<(), Reject> {
+        match incoming {
+            _ if sequence == 0 => *incoming = Some(Incoming { transfer, next: 1 }),
+            Some(current) if current.transfer == transfer && current.next == sequence => current.next += 1,
+            _ => return Err(Reject::malformed("this piece does not follow the last one of its snapshot")),
         }
         snapshot::stage(&self.inner.writer, self.inner.group.to_u32(), sequence, piece)
             .await
@@ -418,6 +429,9 @@ fn raft_config(group: GroupId, timing: Timing, log_entries_max: u64) -> Result<C
         election_timeout_min: timing.election.as_millis() as u64,
         election_timeout_max: 2 * timing.election.as_millis() as u64,
         enable_pre_vote: Some(true),
+        // A leader that was killed and is back within an election timeout may have replicated
+        // entries that it never wrote itself. In a new term it cannot write others in their place.
+        enable_leader_restore: Some(false),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(log_entries_max),
         max_in_snapshot_log_to_keep: log_entries_max / 2,
         purge_batch_size: (log_entries_max / 4).max(1),
@@ -427,14 +441,39 @@ fn raft_config(group: GroupId, timing: Timing, log_entries_max: u64) -> Result<C
     config.validate().map_err(|error| error.to_string())
 }
 
+/// Makes a member that starts again keep what it may have promised before: not to help elect
+/// another leader while the one that it has just heard from counts on that. It does not remember
+/// whom it heard from when, so it waits for as long as such a promise can last, and returns until
+/// when. A group of one has nobody to promise anything, and leads at once.
+async fn keep_promises<M: Machine>(
+    raft: &Raft<Types, Adapter<M>>,
+    node: NodeId,
+    timing: Timing,
+    had_a_life: bool,
+) -> Result<Instant, String> {
+    if !had_a_life {
+        return Ok(Instant::now());
+    }
+    let voters = raft.with_raft_state(|state| state.membership_state.effective().voter_ids().collect()).await;
+    let voters: BTreeSet<u64> = voters.map_err(|error| error.to_string())?;
+    if voters == BTreeSet::from([node.0]) {
+        raft.trigger().elect(false).await.map_err(|error| error.to_string())?;
+        return Ok(Instant::now());
+    }
+    raft.runtime_config().elect(false);
+    Ok(Instant::now() + 2 * timing.election)
+}
+
 /// Turns what the library reports into a role. A leader is only announced when it has caught up
 /// with what was committed before it: until then its state may be older than what was served.
 async fn watch_leadership<M: Machine>(
     raft: Raft<Types, Adapter<M>>,
     group: GroupId,
+    silent_until: Instant,
     leadership: watch::Sender<Leadership>,
 ) {
     use openraft::async_runtime::watch::WatchReceiver;
+    let mut silent = Instant::now() < silent_until;
     let mut metrics = raft.metrics();
     let announce = |role: Leadership| {
         leadership.send_if_modified(|current| {
@@ -484,7 +523,19 @@ async fn watch_leadership<M: Machine>(
         } else if state != ServerState::Leader {
             announce(Leadership::Follower { leader: leader.map(NodeId) });
         }
-        if metrics.changed().await.is_err() {
+        let changed = if silent {
+            match timeout_at(silent_until, metrics.changed()).await {
+                Ok(changed) => changed,
+                Err(_) => {
+                    silent = false;
+                    raft.runtime_config().elect(true);
+                    continue;
+                }
+            }
+        } else {
+            metrics.changed().await
+        };
+        if changed.is_err() {
             announce(Leadership::Failed { reason: "the group has stopped".into() });
             return;
         }

@@ -38,11 +38,14 @@ const BATCH_WRITES_MAX: usize = 1024;
 /// Bytes of durable entries that a log keeps in memory.
 const TAIL_BYTES_MAX: usize = 4 << 20;
 
+/// Entries and bytes of them that one message to a member carries, unless one entry alone is larger.
+const MESSAGE_ENTRIES_MAX: u64 = 1024;
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
 /// Kinds of small records of a group, the last byte of their key.
 pub(crate) mod tag {
     pub const VOTE: u8 = 1;
     pub const PURGED: u8 = 2;
-    pub const COMMITTED: u8 = 3;
     /// The machine's mark: last applied entry and membership.
     pub const APPLIED: u8 = 4;
     /// A snapshot has arrived whole and is being put in place.
@@ -178,6 +181,8 @@ struct State {
     tail_bytes: usize,
     /// Entries up to this index are durable.
     durable: Option<u64>,
+    /// How often entries were cut off: what an append before a cut says of durability is void.
+    cuts: u64,
 }
 
 impl State {
@@ -231,17 +236,25 @@ impl Log {
         };
 
         let mut next = purged.map_or(0, |purged| purged.index + 1);
-        let mut tail = VecDeque::new();
-        let mut state =
-            State { vote, purged, last: purged, tail: VecDeque::new(), tail_bytes: 0, durable: None };
+        let mut state = State {
+            vote,
+            purged,
+            last: purged,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            durable: None,
+            cuts: 0,
+        };
         let (start, end) = (numbered_key(group, next), group_range(group).1);
         let mut problem = None;
         store.scan(families::LOG, &start, &end, |key, value| match read_entry(group, key, value) {
             Ok(entry) if entry.log_id.index == next => {
                 next += 1;
                 state.last = Some(entry.log_id);
+                state.durable = Some(entry.log_id.index);
                 state.tail_bytes += size(&entry);
-                tail.push_back(entry);
+                state.tail.push_back(entry);
+                state.trim();
                 true
             }
             Ok(entry) => {
@@ -257,11 +270,14 @@ impl Log {
         if let Some(problem) = problem {
             return Err(problem);
         }
-        state.tail = tail;
-        state.durable = state.last.map(|last| last.index);
-        state.trim();
         let shared = Shared { group, store, writer: writer.clone(), state: Mutex::new(state) };
         Ok(Log { shared: Arc::new(shared) })
+    }
+
+    /// Whether this member has taken part in anything before.
+    pub(crate) fn had_a_life(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.vote.is_some() || state.last.is_some()
     }
 
     fn meta(&self, tag: u8, value: Vec<u8>) -> Change {
@@ -357,6 +373,19 @@ impl RaftLogReader<Types> for Log {
         self.read(start, end)
     }
 
+    /// Entries for one message: as many as fit, and always one.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let mut entries = self.read(start, end.min(start.saturating_add(MESSAGE_ENTRIES_MAX)))?;
+        let mut bytes = 0;
+        let fits = entries.iter().take_while(|entry| {
+            bytes += size(entry);
+            bytes <= MESSAGE_BYTES_MAX
+        });
+        let count = fits.count().max(1);
+        entries.truncate(count);
+        Ok(entries)
+    }
+
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
         Ok(self.shared.state.lock().vote)
     }
@@ -381,25 +410,6 @@ impl RaftLogStorage<Types> for Log {
         Ok(())
     }
 
-    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        match committed {
-            Some(committed) => {
-                let record = self.meta(tag::COMMITTED, encode(&types::log_id_to_wire(&committed)));
-                self.shared.writer.write_lazily(vec![record]).await
-            }
-            None => Ok(()),
-        }
-    }
-
-    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        let record = self.shared.store.get(families::META, &meta_key(self.shared.group, tag::COMMITTED))?;
-        let Some(record) = record else { return Ok(None) };
-        let committed = decode(&record).map_err(|error| corrupt(self.shared.group, error))?;
-        // The mark is not synced with the log: after a power cut it may name an entry that is gone.
-        let last = self.shared.state.lock().last;
-        Ok(Some(types::log_id(committed)).min(last))
-    }
-
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
@@ -407,7 +417,7 @@ impl RaftLogStorage<Types> for Log {
     {
         let group = self.shared.group;
         let mut changes = Vec::new();
-        let last = {
+        let (last, cuts) = {
             let mut state = self.shared.state.lock();
             for entry in entries {
                 changes.push(write_entry(group, &entry));
@@ -415,14 +425,16 @@ impl RaftLogStorage<Types> for Log {
                 state.tail_bytes += size(&entry);
                 state.tail.push_back(entry);
             }
-            state.last.map(|last| last.index)
+            (state.last.map(|last| last.index), state.cuts)
         };
         let shared = self.shared.clone();
         let done = move |result: Result<(), StoreError>| {
             if result.is_ok() {
                 let mut state = shared.state.lock();
-                state.durable = state.durable.max(last);
-                state.trim();
+                if state.cuts == cuts {
+                    state.durable = state.durable.max(last);
+                    state.trim();
+                }
             }
             callback.io_completed(result.map_err(io::Error::from));
         };
@@ -437,6 +449,7 @@ impl RaftLogStorage<Types> for Log {
                 let gone = state.tail.pop_back().expect("looked at just now");
                 state.tail_bytes -= size(&gone);
             }
+            state.cuts += 1;
             state.last = last_kept.max(state.purged);
             state.durable = state.durable.min(state.last.map(|last| last.index));
         }

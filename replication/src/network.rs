@@ -27,6 +27,9 @@ use crate::types::{self, Types, Vote};
 /// Appends to one member that may be under way at once.
 const PIPELINE: usize = 64;
 
+/// How long a member may take to make entries durable. Heartbeats have less: they tell who is alive.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a member may take for one piece of a snapshot, and to install it.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -155,7 +158,8 @@ impl RaftNetworkV2<Types> for Member {
                 let member = member.clone();
                 let previous = request.prev_log_id;
                 let last = request.entries.last().map(|entry| entry.log_id).or(previous);
-                let timeout = option.soft_ttl();
+                let idle = request.entries.is_empty();
+                let timeout = if idle { option.soft_ttl() } else { APPEND_TIMEOUT };
                 async move {
                     let response = member.append(request, timeout).await?;
                     Ok(response.into_stream_result(previous, last))
