@@ -27,6 +27,9 @@ use crate::leader::{Answer, Effect, Event, Leader, Limits, OnePhase};
 use crate::machine::{CoordinatorMachine, Core, Inner as CoreInner};
 use crate::recovery::PAGE;
 
+/// Timestamps that one request may ask for.
+const TIMESTAMPS_MAX: u32 = 4096;
+
 /// How long one attempt to reach a shard may take, for what is repeated until it succeeds.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -179,6 +182,9 @@ impl Inner {
     // --- requests -------------------------------------------------------------------------------
 
     async fn timestamps(&self, count: u32, deadline: Instant) -> Result<Response, Reject> {
+        if count > TIMESTAMPS_MAX {
+            return Err(Reject::malformed(format!("at most {TIMESTAMPS_MAX} timestamps at once")));
+        }
         loop {
             self.group.read_barrier().await?;
             let now = self.core.now();
@@ -296,27 +302,32 @@ impl Inner {
                 core.todo.clear();
             }
             self.seen.lock().clear();
-            let next = async {
+            let lead = async {
                 if let Leadership::Leader { .. } = role {
                     self.take_lead().await;
                 }
-                leadership.changed().await
+                std::future::pending::<()>().await;
             };
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                changed = next => if changed.is_err() { return },
+                () = lead => {}
+                changed = leadership.changed() => if changed.is_err() { return },
             }
         }
     }
 
+    /// Begins a new epoch, as soon as the group lets it: this future is dropped when the group is
+    /// not led from here any more.
     async fn take_lead(&self) {
         let lead = Command::Lead { coordinators: self.coordinators.clone(), settings: self.settings };
-        let epoch = match self.propose(&lead).await {
-            Ok(Output::Leads(epoch)) => epoch,
-            Ok(other) => unreachable!("a lead leads to an epoch, not to {other:?}"),
-            Err(error) => {
-                tracing::debug!(%error, "cannot take the lead");
-                return;
+        let epoch = loop {
+            match self.propose(&lead).await {
+                Ok(Output::Leads(epoch)) => break epoch,
+                Ok(other) => unreachable!("a lead leads to an epoch, not to {other:?}"),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot take the lead yet");
+                    sleep(ATTEMPT_PAUSE).await;
+                }
             }
         };
         let mut core = self.core.lock();

@@ -271,8 +271,9 @@ enum Phase {
     Covering { commit_ts: Timestamp },
     /// A fence is on its way into the log. If it stands, these shards are asked too.
     Refusing { cause: Cause, shards: BTreeSet<ShardId> },
-    /// The fence stands; these shards have not said yet that they know of no commit.
-    Asking { cause: Cause, shards: BTreeSet<ShardId> },
+    /// The fence stands; these shards have not said yet that they know of no commit. One that keeps
+    /// no outcomes of that age any more cannot say so.
+    Asking { cause: Cause, shards: BTreeSet<ShardId>, expired: bool },
 }
 
 /// Transactions that this leader must not start.
@@ -521,6 +522,11 @@ impl Leader {
         if let Err(reject) = self.check(txn, &parts, state) {
             return self.reject(id, reject);
         }
+        match view.record(txn) {
+            Ok(None) => {}
+            Ok(Some(record)) => return self.answer_record(id, record),
+            Err(error) => return self.reject(id, Reject::Internal { reason: error.to_string() }),
+        }
         if self.refused.contains(txn) {
             return self.answer_aborted(id, Cause::Settled);
         }
@@ -648,7 +654,6 @@ impl Leader {
         };
         match (&flight.phase, verdict) {
             (Phase::Deciding(decision), Verdict::Recorded(Record::Committed { commit_ts })) => {
-                assert_eq!(decision.commit_ts, commit_ts, "{txn} is decided once");
                 let participants = decision.participants.clone();
                 self.courier.dispatch(txn, Word::Commit { commit_ts }, &participants);
                 self.end(txn, Answer::Ended(Outcome::Committed { commit_ts }));
@@ -665,8 +670,10 @@ impl Leader {
                 for shard in &shards {
                     self.effects.push_back(Effect::AskShard { shard: *shard, txn });
                 }
-                self.flights.get_mut(&txn).expect("it is in flight").phase = Phase::Asking { cause, shards };
+                self.flights.get_mut(&txn).expect("it is in flight").phase =
+                    Phase::Asking { cause, shards, expired: false };
             }
+            (Phase::Deciding(_), Verdict::Expired) => self.abort(txn, Cause::TooOld),
             (Phase::Refusing { .. }, Verdict::Expired) => self.end(txn, Answer::Expired),
             // A later leader is at work; it knows, or will.
             (Phase::Deciding(_), Verdict::Superseded) => self.end(txn, Answer::Rejected(Reject::Deposed)),
@@ -692,6 +699,10 @@ impl Leader {
             return;
         };
         match (&mut flight.phase, answer) {
+            // Nobody waits, and whoever asks later asks the shard again.
+            (Phase::OnePhase | Phase::Asking { .. }, OnePhase::Unknown) if flight.waiters.is_empty() => {
+                self.drop_flight(txn);
+            }
             (Phase::OnePhase | Phase::Asking { .. }, OnePhase::Unknown) => {
                 self.effects.push_back(Effect::AskShard { shard, txn });
             }
@@ -706,12 +717,12 @@ impl Leader {
                 self.end(txn, Answer::Ended(Outcome::Aborted { cause }));
             }
             (Phase::OnePhase, OnePhase::Expired) => self.end(txn, Answer::Expired),
-            (
-                Phase::Asking { cause, shards },
-                OnePhase::Ended(Outcome::Aborted { .. }) | OnePhase::Expired,
-            ) => {
+            (Phase::Asking { cause, shards, expired }, said) => {
+                *expired |= said == OnePhase::Expired;
                 shards.remove(&shard);
-                if shards.is_empty() {
+                if shards.is_empty() && *expired {
+                    self.end(txn, Answer::Expired);
+                } else if shards.is_empty() {
                     let cause = cause.clone();
                     self.abort(txn, cause);
                 }
@@ -766,23 +777,24 @@ impl Leader {
             let reason = format!("transaction {txn} begins in the future");
             return self.reject(id, Reject::malformed(reason));
         }
+        let known = state.catalog().map_or(0, |catalog| catalog.settings.shards);
+        if participants.iter().any(|participant| participant.shard().is_none_or(|shard| shard.0 >= known)) {
+            let reason = format!("transaction {txn} names a shard that is not");
+            return self.reject(id, Reject::malformed(reason));
+        }
+        if self.flights.len() >= 2 * self.limits.in_flight_max {
+            return self.reject(id, Reject::overloaded(Duration::from_millis(50)));
+        }
         let phase = if let [ParticipantId::Shard(shard)] = participants {
             // The shard is the one to ask; a fence there keeps it from committing later.
             self.effects.push_back(Effect::AskShard { shard: *shard, txn });
             Phase::OnePhase
         } else {
             match view.record(txn) {
-                Err(error) => {
-                    return self.reject(id, Reject::Internal { reason: error.to_string() });
-                }
-                Ok(Some(Record::Committed { commit_ts })) => {
-                    let outcome = Outcome::Committed { commit_ts };
-                    return self.effects.push_back(Effect::Answer { id, answer: Answer::Ended(outcome) });
-                }
-                Ok(Some(Record::Refused)) if shards.is_empty() => {
-                    return self.answer_aborted(id, Cause::Settled);
-                }
-                Ok(Some(Record::Refused) | None) => {}
+                Err(error) => return self.reject(id, Reject::Internal { reason: error.to_string() }),
+                Ok(Some(Record::Refused)) if !shards.is_empty() => {}
+                Ok(Some(record)) => return self.answer_record(id, record),
+                Ok(None) => {}
             }
             if txn.start < state.marks().outcomes_before {
                 return self.effects.push_back(Effect::Answer { id, answer: Answer::Expired });
@@ -832,11 +844,16 @@ impl Leader {
         self.end(txn, Answer::Ended(Outcome::Aborted { cause }));
     }
 
+    fn drop_flight(&mut self, txn: TxnId) -> Option<Flight> {
+        let flight = self.flights.remove(&txn)?;
+        self.bytes -= flight.bytes;
+        Some(flight)
+    }
+
     fn end(&mut self, txn: TxnId, answer: Answer) {
-        let Some(flight) = self.flights.remove(&txn) else {
+        let Some(flight) = self.drop_flight(txn) else {
             return;
         };
-        self.bytes -= flight.bytes;
         match &answer {
             Answer::Ended(Outcome::Committed { .. }) => self.committed += 1,
             Answer::Ended(Outcome::Aborted { .. }) => {
@@ -852,6 +869,16 @@ impl Leader {
 
     fn reject(&mut self, id: RequestId, reject: Reject) {
         self.effects.push_back(Effect::Answer { id, answer: Answer::Rejected(reject) });
+    }
+
+    fn answer_record(&mut self, id: RequestId, record: Record) {
+        match record {
+            Record::Committed { commit_ts } => {
+                let outcome = Outcome::Committed { commit_ts };
+                self.effects.push_back(Effect::Answer { id, answer: Answer::Ended(outcome) });
+            }
+            Record::Refused => self.answer_aborted(id, Cause::Settled),
+        }
     }
 
     fn answer_aborted(&mut self, id: RequestId, cause: Cause) {

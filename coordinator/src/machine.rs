@@ -166,6 +166,12 @@ impl Machine for CoordinatorMachine {
         for (index, bytes) in commands {
             let command: Command = decode(bytes).map_err(damaged)?;
             let named = named(&command);
+            if let Command::Lead { .. } = command {
+                // Whoever led before in this process does not any more.
+                inner.leader = None;
+                inner.requests.clear();
+                inner.todo.clear();
+            }
             let output = inner.state.apply(*index, command, &view, &mut mutations)?;
             for mutation in mutations.drain(..) {
                 CoordinatorMachine::write(&mut batch, &mutation, &inner.state);

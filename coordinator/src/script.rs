@@ -708,14 +708,17 @@ fn a_fence_stands_in_the_way_of_a_decision() {
          apply
          now
          outcome #1 T1 s0 s1
+         lead
+         commit #2 T1 epoch=4 s0 s1
          apply
+         vote T1 s0 yes
+         vote T1 s1 yes
+         apply
+         commit #3 T1 epoch=4 s0 s1
          restart
          lead
          apply
-         commit #2 T1 epoch=5 s0 s1
-         vote T1 s0 yes
-         vote T1 s1 yes
-         apply",
+         commit #4 T1 epoch=8 s0 s1",
         expect![[r#"
             cluster shards=2
                 epoch 1
@@ -724,18 +727,14 @@ fn a_fence_stands_in_the_way_of_a_decision() {
                 1
             outcome #1 T1 s0 s1
                 propose that T1 never commits
-            apply
-                #1: aborted: its outcome was asked for before it was decided
-            restart
-                0 unfinished, ceiling 1572864000
             lead
-                epoch 5
+                epoch 4
                 collect from s0
                 collect from s1
+            commit #2 T1 epoch=4 s0 s1
+                prepare T1 at s0, epoch 4, floor 1572864000
+                prepare T1 at s1, epoch 4, floor 1572864000
             apply
-            commit #2 T1 epoch=5 s0 s1
-                prepare T1 at s0, epoch 5, floor 1572864000
-                prepare T1 at s1, epoch 5, floor 1572864000
             vote T1 s0 yes
             vote T1 s1 yes
                 propose commit of T1 at 1572864001
@@ -743,6 +742,62 @@ fn a_fence_stands_in_the_way_of_a_decision() {
                 #2: aborted: its outcome was asked for before it was decided
                 finish at s0: T1 abort
                 finish at s1: T1 abort
+            commit #3 T1 epoch=4 s0 s1
+                #3: aborted: its outcome was asked for before it was decided
+            restart
+                0 unfinished, ceiling 3145728000
+            lead
+                epoch 8
+                collect from s0
+                collect from s1
+            apply
+            commit #4 T1 epoch=8 s0 s1
+                #4: aborted: its outcome was asked for before it was decided
+        "#]],
+    );
+}
+
+#[test]
+fn a_first_submission_of_what_is_decided_gets_the_same_answer() {
+    check(
+        "cluster shards=2
+         apply
+         now
+         commit #1 T1 epoch=1 s0 s1
+         vote T1 s0 yes
+         vote T1 s1 yes
+         apply
+         commit #2 T1 epoch=1 s0 s1
+         delivered s0
+         delivered s1
+         time +100ms
+         apply
+         commit #3 T1 epoch=1 s0 s1",
+        expect![[r#"
+            cluster shards=2
+                epoch 1
+            apply
+            now
+                1
+            commit #1 T1 epoch=1 s0 s1
+                prepare T1 at s0, epoch 1, floor 1
+                prepare T1 at s1, epoch 1, floor 1
+            vote T1 s0 yes
+            vote T1 s1 yes
+                propose commit of T1 at 2
+            apply
+                #1: committed at 2
+                finish at s0: T1 commit@2
+                finish at s1: T1 commit@2
+            commit #2 T1 epoch=1 s0 s1
+                #2: committed at 2
+            delivered s0
+            delivered s1
+            time +100ms
+                propose to forget T1
+            apply
+            commit #3 T1 epoch=1 s0 s1
+                #3: committed at 2
         "#]],
     );
 }
@@ -835,7 +890,13 @@ fn a_stranger_asks_about_a_transaction_of_unknown_participants() {
          outcome #3 T2
          apply
          one T2 s1 committed@5
-         outcome #4 T77",
+         outcome #4 T77
+         outcome #5 T1 s9
+         now
+         outcome #6 T3
+         apply
+         one T3 s0 expired
+         one T3 s1 aborted",
         expect![[r#"
             cluster shards=2
                 epoch 1
@@ -863,6 +924,18 @@ fn a_stranger_asks_about_a_transaction_of_unknown_participants() {
                 #3: committed at 5
             outcome #4 T77
                 #4: refused: malformed request: transaction 77 begins in the future
+            outcome #5 T1 s9
+                #5: refused: malformed request: transaction 1 names a shard that is not
+            now
+                6
+            outcome #6 T3
+                propose that T3 never commits
+            apply
+                ask s0 about T3
+                ask s1 about T3
+            one T3 s0 expired
+            one T3 s1 aborted
+                #6: expired
         "#]],
     );
 }

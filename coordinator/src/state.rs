@@ -169,9 +169,12 @@ impl State {
             "{txn} commits at {commit_ts}, not between its start and the ceiling {}",
             self.marks.ceiling
         );
+        // Refused, or decided before: then that decision stands.
         if let Some(record) = view.record(txn)? {
-            assert_eq!(record, Record::Refused, "{txn} is decided once");
             return Ok(Verdict::Recorded(record));
+        }
+        if txn.start < self.marks.outcomes_before {
+            return Ok(Verdict::Expired);
         }
         let record = Record::Committed { commit_ts };
         mutations.push(Mutation::Record(txn, record));

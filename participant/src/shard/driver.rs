@@ -259,8 +259,8 @@ impl Inner {
                 tracing::debug!(shard = %self.shard, %error, "cannot ask the time");
                 Reject::DeadlineExceeded
             })?;
-            if !self.is_credible(at) {
-                return Err(Reject::malformed(format!("read timestamp {at} lies more than an hour ahead")));
+            if at.0 > self.newest_known.load(Ordering::Relaxed) {
+                return Err(Reject::malformed(format!("read timestamp {at} lies in the future")));
             }
         }
         self.group.read_barrier().await?;
@@ -302,8 +302,8 @@ impl Inner {
     /// Whether the oracle can have given out a timestamp, as far as this replica can tell. One from
     /// a client is not trusted further, so that nobody can push time to its end.
     fn is_credible(&self, at: Timestamp) -> bool {
-        let newest = Timestamp(self.newest_known.load(Ordering::Relaxed));
-        at <= newest.max(Timestamp::from_millis(self.clock.millis())).plus(READ_AHEAD_MAX)
+        at.0 <= self.newest_known.load(Ordering::Relaxed)
+            || at <= Timestamp::from_millis(self.clock.millis()).plus(READ_AHEAD_MAX)
     }
 
     /// A coordinator has shown that time has come this far.
@@ -389,7 +389,7 @@ impl Inner {
     async fn commit_one_phase(&self, commit: CommitOnePhase) -> Result<Response, Reject> {
         let CommitOnePhase { txn, floor, work } = commit;
         self.learn_the_time(floor);
-        let proposal = {
+        let (proposal, chosen) = {
             let mut core = self.core.lock();
             let CoreInner { state, leader, .. } = &mut *core;
             let Some(leader) = leader else {
@@ -399,11 +399,11 @@ impl Inner {
                 Ok(commit_ts) => {
                     // Proposed under the lock, so that timestamps enter the log in their order.
                     let lead = leader.lead();
-                    self.submit(&Command::CommitOnePhase { lead, txn, commit_ts, work })
+                    (self.submit(&Command::CommitOnePhase { lead, txn, commit_ts, work }), true)
                 }
                 // Durable like any answer here, so that a copy of this request that was delayed
                 // cannot commit later.
-                Err(cause) => self.submit(&Command::Fence { txn, cause }),
+                Err(cause) => (self.submit(&Command::Fence { txn, cause }), false),
             }
         };
         let output = match proposal {
@@ -413,10 +413,9 @@ impl Inner {
         match output {
             Ok(output) => Ok(outcome_response(output)),
             Err(error) => {
-                if matches!(error, ProposeError::NotLeader { .. } | ProposeError::Overloaded) {
+                if chosen && matches!(error, ProposeError::NotLeader { .. } | ProposeError::Overloaded) {
                     // It is in no log: readers need not wait for it.
-                    let ended = Event::Applied { prepared: Vec::new(), ended: vec![txn] };
-                    self.core.handle(&mut self.core.lock(), ended);
+                    self.core.handle(&mut self.core.lock(), Event::NotProposed { txn });
                 }
                 Err(error.into())
             }
@@ -498,27 +497,31 @@ impl Inner {
                 core.readers.clear();
                 core.todo.clear();
             }
-            let next = async {
+            let lead = async {
                 if let Leadership::Leader { .. } = role {
                     self.take_lead().await;
                 }
-                leadership.changed().await
+                std::future::pending::<()>().await;
             };
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                changed = next => if changed.is_err() { return },
+                () = lead => {}
+                changed = leadership.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    /// Voids what earlier leaders proposed, and learns up to when they may have served reads.
+    /// Voids what earlier leaders proposed, and learns up to when they may have served reads. This
+    /// future is dropped when the group is not led from here any more.
     async fn take_lead(&self) {
-        let lead = match self.propose(&Command::Lead).await {
-            Ok(Output::Leads(lead)) => lead,
-            Ok(other) => unreachable!("a lead leads to a lead, not to {other:?}"),
-            Err(error) => {
-                tracing::debug!(shard = %self.shard, %error, "cannot take the lead");
-                return;
+        let lead = loop {
+            match self.propose(&Command::Lead).await {
+                Ok(Output::Leads(lead)) => break lead,
+                Ok(other) => unreachable!("a lead leads to a lead, not to {other:?}"),
+                Err(error) => {
+                    tracing::debug!(shard = %self.shard, %error, "cannot take the lead yet");
+                    sleep(ASK_PAUSE).await;
+                }
             }
         };
         let fresh = loop {
@@ -531,6 +534,9 @@ impl Inner {
             }
         };
         let mut core = self.core.lock();
+        if core.state.marks().lead != lead {
+            return;
+        }
         core.leader = Some(Leader::new(lead, fresh, Instant::now(), &core.state));
         tracing::info!(shard = %self.shard, lead, "serving");
         self.core.changed.notify_one();
@@ -572,7 +578,11 @@ impl Inner {
             Effect::Serve { .. } | Effect::Refuse { .. } => unreachable!("performed where it arises"),
             Effect::Finish { epoch, decisions } => {
                 tracing::info!(shard = %self.shard, count = decisions.len(), "finishing transactions in doubt");
-                if let Err(error) = self.finish(epoch, decisions).await {
+                let finished = tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    finished = self.finish(epoch, decisions) => finished,
+                };
+                if let Err(error) = finished {
                     tracing::debug!(shard = %self.shard, %error, "cannot finish now");
                 }
             }

@@ -56,6 +56,11 @@ pub enum Event {
         /// What it looks at.
         target: Target,
     },
+    /// A one-shard transaction was not proposed after all.
+    NotProposed {
+        /// The transaction.
+        txn: TxnId,
+    },
     /// A read does not wait any longer.
     GaveUp {
         /// The read.
@@ -118,8 +123,11 @@ struct WaitingRead {
 
 #[derive(Debug)]
 struct OnePhase {
+    /// The earliest moment at which it may commit, if it is on its way more than once.
     commit_ts: Timestamp,
     writes: BTreeSet<Key>,
+    /// How often it is on its way.
+    proposals: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -205,8 +213,13 @@ impl Leader {
         let earliest = floor.max(txn.start).max(self.vote_above(state)).max(self.max_proposed);
         let commit_ts = earliest.next();
         self.max_proposed = commit_ts;
-        let writes = work.writes.iter().map(|write| write.key.clone()).collect();
-        self.one_phase.insert(txn, OnePhase { commit_ts, writes });
+        let pending = self.one_phase.entry(txn).or_insert_with(|| OnePhase {
+            commit_ts,
+            writes: BTreeSet::new(),
+            proposals: 0,
+        });
+        pending.writes.extend(work.writes.iter().map(|write| write.key.clone()));
+        pending.proposals += 1;
         Ok(commit_ts)
     }
 
@@ -228,20 +241,20 @@ impl Leader {
                     self.stop_waiting(read.blocker.by, id);
                 }
             }
+            Event::NotProposed { txn } => {
+                if let Some(pending) = self.one_phase.get_mut(&txn) {
+                    pending.proposals -= 1;
+                    if pending.proposals == 0 {
+                        self.ended(now, txn, state);
+                    }
+                }
+            }
             Event::Applied { prepared, ended } => {
                 for txn in prepared {
                     self.ask_at(txn, now + ASK_AFTER);
                 }
                 for txn in ended {
-                    self.one_phase.remove(&txn);
-                    if let Some(Doubt::AskAt(at)) = self.doubts.remove(&txn) {
-                        self.asks.remove(&(at, txn));
-                    }
-                    for id in self.waiting_for.remove(&txn).unwrap_or_default() {
-                        if let Some(read) = self.waiting.remove(&id) {
-                            self.read(now, id, read.at, read.target, state);
-                        }
-                    }
+                    self.ended(now, txn, state);
                 }
             }
             Event::Resolved { epoch, resolutions } => {
@@ -292,6 +305,19 @@ impl Leader {
     /// The next thing to do.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+
+    /// A transaction holds nothing here any more: whoever waited for it looks again.
+    fn ended(&mut self, now: Instant, txn: TxnId, state: &State) {
+        self.one_phase.remove(&txn);
+        if let Some(Doubt::AskAt(at)) = self.doubts.remove(&txn) {
+            self.asks.remove(&(at, txn));
+        }
+        for id in self.waiting_for.remove(&txn).unwrap_or_default() {
+            if let Some(read) = self.waiting.remove(&id) {
+                self.read(now, id, read.at, read.target, state);
+            }
+        }
     }
 
     fn read(&mut self, now: Instant, id: u64, at: Timestamp, target: Target, state: &State) {

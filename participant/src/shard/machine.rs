@@ -152,8 +152,18 @@ impl Machine for ShardMachine {
         let mut mutations = Vec::new();
         for (index, bytes) in commands {
             let command: Command = decode(bytes).map_err(|error| damaged(self.shard, error))?;
-            if let Command::CommitOnePhase { txn, .. } | Command::Fence { txn, .. } = &command {
-                ended.push(*txn);
+            match &command {
+                Command::CommitOnePhase { txn, .. } | Command::Fence { txn, .. } => ended.push(*txn),
+                Command::Lead => {
+                    // Whoever led before in this process does not any more.
+                    inner.leader = None;
+                    inner.readers.clear();
+                    inner.todo.clear();
+                }
+                Command::Prepare(_)
+                | Command::Finish { .. }
+                | Command::Follow { .. }
+                | Command::Retire { .. } => {}
             }
             outputs.push(inner.state.apply(*index, command, &view, &mut mutations)?);
             for mutation in mutations.drain(..) {
