@@ -5,7 +5,9 @@ mod transfer;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
+use troth_protocol::process::runtime;
 
 /// Measures Troth: starts a cluster of real processes in a temporary folder, with synced writes,
 /// puts a load on it, and prints what it saw.
@@ -22,10 +24,12 @@ enum Command {
     Transfer(transfer::Options),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let Command::Transfer(options) = Flags::parse().command;
-    match transfer::run(&options).await {
+    let report = runtime(None)
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(transfer::run(&options)));
+    match report {
         Ok(report) => {
             report.print(options.json);
             ExitCode::SUCCESS

@@ -72,6 +72,9 @@ struct Flags {
     /// The private key of the certificate.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Threads that serve requests; half of the machine's cores if left out.
+    #[arg(long, value_name = "NUMBER")]
+    threads: Option<usize>,
     /// Stop when standard input ends, as it does when whoever started this process has ended.
     #[arg(long)]
     stop_with_parent: bool,
@@ -110,10 +113,9 @@ fn configure(flags: Flags) -> anyhow::Result<(Config, Credentials)> {
     Ok((config, credentials))
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let flags = Flags::parse();
-    let with_parent = flags.stop_with_parent;
+    let (with_parent, threads) = (flags.stop_with_parent, flags.threads);
     let (config, credentials) = match configure(flags) {
         Ok(configured) => configured,
         Err(error) => {
@@ -122,7 +124,10 @@ async fn main() -> ExitCode {
         }
     };
     process::abort_on_panic();
-    match run(config, &credentials, with_parent).await {
+    let result = process::runtime(threads)
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run(config, &credentials, with_parent)));
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("troth-coordinator: {error}");

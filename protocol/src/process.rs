@@ -312,6 +312,18 @@ fn resolve(address: &str) -> Result<SocketAddr, String> {
     addresses.next().ok_or_else(|| wrong(&"it resolves to nothing"))
 }
 
+/// A runtime with this many threads for its tasks. `None`: half as many as the machine has cores,
+/// and one at least; the other half is for the log writer and RocksDB's own threads. On a machine
+/// of two cores a second thread only makes every step wait for the other core to wake up.
+///
+/// # Errors
+/// If the system does not give the process that many threads.
+pub fn runtime(threads: Option<usize>) -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.unwrap_or(cores / 2).max(1);
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+}
+
 /// Writes a line that says where a server listens into its data folder, for scripts that let the
 /// system choose a port.
 ///

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -156,6 +157,9 @@ struct Inner<M: Machine> {
     raft: Raft<Types, Adapter<M>>,
     writer: LogWriter,
     leadership: watch::Receiver<Leadership>,
+    /// It leads and is the only voter, so nobody can depose it. To be cleared before a change of
+    /// members is proposed.
+    sole: Arc<AtomicBool>,
     /// Before this, it neither votes nor asks for votes.
     silent_until: Instant,
     /// Held while a piece is stored or the whole is put in place, so that no two snapshots mix.
@@ -198,13 +202,15 @@ impl<M: Machine> Group<M> {
         }
         let silent_until = keep_promises(&raft, node, timing, had_a_life).await.map_err(&failed)?;
         let (sender, leadership) = watch::channel(Leadership::Follower { leader: None });
-        let watcher = tokio::spawn(watch_leadership(raft.clone(), group, silent_until, sender));
+        let sole = Arc::new(AtomicBool::new(false));
+        let watcher = tokio::spawn(watch_leadership(raft.clone(), group, silent_until, sole.clone(), sender));
         let inner = Inner {
             group,
             node,
             raft,
             writer: writer.clone(),
             leadership,
+            sole,
             silent_until,
             incoming: tokio::sync::Mutex::new(None),
             watcher: Mutex::new(Some(watcher)),
@@ -264,6 +270,9 @@ impl<M: Machine> Group<M> {
     /// # Errors
     /// If it does not lead.
     pub async fn read_barrier(&self) -> Result<(), ProposeError> {
+        if self.inner.sole.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let lease_or_ask = LinearizerOption::new(None, true);
         match self.inner.raft.ensure_linearizable(lease_or_ask).await {
             Ok(_) => Ok(()),
@@ -470,11 +479,13 @@ async fn watch_leadership<M: Machine>(
     raft: Raft<Types, Adapter<M>>,
     group: GroupId,
     silent_until: Instant,
+    sole: Arc<AtomicBool>,
     leadership: watch::Sender<Leadership>,
 ) {
     use openraft::async_runtime::watch::WatchReceiver;
     let mut silent = Instant::now() < silent_until;
-    let mut metrics = raft.metrics();
+    // Changes with roles and members only, not with every entry.
+    let mut metrics = raft.server_metrics();
     let announce = |role: Leadership| {
         leadership.send_if_modified(|current| {
             let changed = *current != role;
@@ -486,20 +497,14 @@ async fn watch_leadership<M: Machine>(
         })
     };
     loop {
-        let (state, leader, term, running) = {
+        let (state, leader, term, alone) = {
             let now = metrics.borrow_watched();
-            (now.state, now.current_leader, now.current_term, now.running_state.clone())
+            let mut voters = now.membership_config.voter_ids();
+            let alone = voters.next() == Some(now.id) && voters.next().is_none();
+            (now.state, now.current_leader, now.vote.leader_id.term, alone)
         };
-        if let Err(error) = running {
-            let reason = error.to_string();
-            match error {
-                openraft::errors::Fatal::Stopped => tracing::debug!(%group, "stopped"),
-                openraft::errors::Fatal::StorageError(_) | openraft::errors::Fatal::Panicked => {
-                    tracing::error!(%group, reason, "the group has failed and serves no more");
-                }
-            }
-            announce(Leadership::Failed { reason });
-            return;
+        if state != ServerState::Leader || !alone {
+            sole.store(false, Ordering::Release);
         }
         let leads = *leadership.borrow() == Leadership::Leader { term };
         if state == ServerState::Leader && !leads {
@@ -510,10 +515,11 @@ async fn watch_leadership<M: Machine>(
                 && raft.ensure_linearizable(openraft::raft::ReadPolicy::ReadIndex).await.is_ok();
             let still = {
                 let now = metrics.borrow_watched();
-                now.state == ServerState::Leader && now.current_term == term
+                now.state == ServerState::Leader && now.vote.leader_id.term == term
             };
             if still && caught_up {
                 announce(Leadership::Leader { term });
+                sole.store(alone, Ordering::Release);
             } else {
                 announce(Leadership::Follower { leader: None });
             }
@@ -536,7 +542,15 @@ async fn watch_leadership<M: Machine>(
             metrics.changed().await
         };
         if changed.is_err() {
-            announce(Leadership::Failed { reason: "the group has stopped".into() });
+            let reason = match raft.metrics().borrow_watched().running_state.clone() {
+                Err(openraft::errors::Fatal::Stopped) | Ok(()) => "the group has stopped".to_owned(),
+                Err(error) => {
+                    tracing::error!(%group, %error, "the group has failed and serves no more");
+                    error.to_string()
+                }
+            };
+            sole.store(false, Ordering::Release);
+            announce(Leadership::Failed { reason });
             return;
         }
     }
