@@ -9,6 +9,9 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use troth_protocol::process::runtime;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures Troth: starts a cluster of real processes in a temporary folder, with synced writes,
 /// puts a load on it, and prints what it saw.
 #[derive(Parser)]

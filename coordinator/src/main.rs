@@ -12,6 +12,9 @@ use troth_protocol::net::tls::Credentials;
 use troth_protocol::process::{self, ConfigError, EXIT_FAILED, EXIT_USAGE, LogFormat, Source};
 use troth_replication::Leadership;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A Troth coordinator: hands out timestamps, runs two-phase commit and remembers what was decided.
 ///
 /// It reads a TOML file, and flags override it. The shortest one:

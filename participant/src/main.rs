@@ -11,6 +11,9 @@ use troth_protocol::net::Role;
 use troth_protocol::net::tls::Credentials;
 use troth_protocol::process::{self, ConfigError, EXIT_FAILED, EXIT_USAGE, LogFormat, Source};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A Troth participant: holds shards of the data and votes on transactions.
 ///
 /// It reads a TOML file, and flags override it. The shortest one:
