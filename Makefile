@@ -38,4 +38,4 @@ doc: setup ## documentation, in target/doc
 	cargo doc --locked --workspace --no-deps
 
 clean: ## everything that was built but RocksDB
-	cargo clean
+	rm -rf "$(CARGO_TARGET_DIR)"/debug "$(CARGO_TARGET_DIR)"/release "$(CARGO_TARGET_DIR)"/doc

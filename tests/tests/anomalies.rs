@@ -1,5 +1,5 @@
-//! What strict serializability forbids. Each of these fails when transactions are not checked: run
-//! with the feature `mutation-skip-validation`, as `scripts/mutation` does.
+//! What strict serializability forbids. `scripts/mutation` names those that must fail when
+//! transactions are not checked, and runs them so.
 
 use futures_util::future::join_all;
 use troth_sdk::{Client, Commit, Error, KeyRange};

@@ -80,7 +80,7 @@ pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
     } else {
         print(&report)?;
     }
-    if ok { Ok(()) } else { Err(Failure::new(EXIT_FAILED, "the books do not balance")) }
+    if ok { Ok(()) } else { Err(Failure::new(EXIT_FAILED, "something is wrong; the report says what")) }
 }
 
 async fn play(context: &Context, options: &Options, folder: PathBuf) -> anyhow::Result<(Value, bool)> {
