@@ -2,7 +2,7 @@
 
 #![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
-use troth_protocol::{ClusterId, Epoch, Node, ParticipantId, Timestamp, TxnId};
+use troth_protocol::{ClusterId, Epoch, FolderId, Node, ParticipantId, Timestamp, TxnId};
 
 /// An entry of the log.
 #[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -19,6 +19,8 @@ pub enum Command {
     Register {
         /// Who and where.
         node: Node,
+        /// Where it keeps what it promised.
+        folder: FolderId,
     },
     /// Timestamps may be handed out up to here.
     Ceiling {
@@ -103,6 +105,8 @@ pub enum Verdict {
 pub enum Output {
     /// To `Lead`: the epoch.
     Leads(Epoch),
+    /// To `Register`: the id belongs to another data folder, of the node that is there.
+    Taken,
     /// To `Decide` and `Refuse`: for each transaction, in order.
     Verdicts(Vec<Verdict>),
     /// To the others.

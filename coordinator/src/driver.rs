@@ -16,7 +16,7 @@ use troth_protocol::message::shard::{self, CommitOnePhase, Prepare};
 use troth_protocol::routing::{Resend, RouteError, Router};
 use troth_protocol::wire::encode;
 use troth_protocol::{
-    ClusterMap, Epoch, MapEpoch, Node, NodeId, ParticipantId, Reject, ShardId, Timestamp, TxnId,
+    ClusterMap, Epoch, FolderId, MapEpoch, Node, NodeId, ParticipantId, Reject, ShardId, Timestamp, TxnId,
 };
 use troth_replication::{
     Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
@@ -128,7 +128,7 @@ impl Coordinator {
                 inner.ask_leader(txn, event, deadline).await
             }
             Request::Map { known } => Ok(inner.map(known)),
-            Request::Register { node, known } => inner.register(node, known).await,
+            Request::Register { node, folder, known } => inner.register(node, folder, known).await,
             Request::Resolve { txns } => inner.resolve(&txns).await,
         }
     }
@@ -262,18 +262,26 @@ impl Inner {
         }
     }
 
-    async fn register(&self, node: Node, known: MapEpoch) -> Result<Response, Reject> {
+    async fn register(&self, node: Node, folder: FolderId, known: MapEpoch) -> Result<Response, Reject> {
         let id = node.id;
-        let unknown = {
+        let registered = {
             let core = self.core.lock();
             if core.leader.is_none() {
                 return Err(self.not_leader());
             }
-            core.state.catalog().is_none_or(|catalog| catalog.map.node(id) != Some(&node))
+            core.state.catalog().is_some_and(|catalog| catalog.registered(id) == Some((&node, folder)))
         };
-        if unknown {
-            tracing::info!(node = %id, address = node.address, "a participant has registered");
-            self.propose(&Command::Register { node }).await?;
+        if !registered {
+            let address = node.address.clone();
+            match self.propose(&Command::Register { node, folder }).await? {
+                Output::Taken => {
+                    let core = self.core.lock();
+                    let taken = core.state.catalog().and_then(|catalog| catalog.map.node(id));
+                    let address = taken.map_or(String::new(), |node| node.address.clone());
+                    return Err(Reject::NodeTaken { node: id, address });
+                }
+                _ => tracing::info!(node = %id, address, "a participant has registered"),
+            }
         }
         self.seen.lock().insert(id, Instant::now());
         Ok(self.map(known))

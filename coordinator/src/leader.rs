@@ -559,7 +559,10 @@ impl Leader {
                 ParticipantId::Shard(shard) if shard.0 >= shards => {
                     return malformed("names a shard that is not");
                 }
-                ParticipantId::Shard(_) => {}
+                ParticipantId::Shard(shard) => {
+                    let work = part.work.check(*shard, shards);
+                    work.map_err(|reason| Reject::malformed(format!("transaction {txn}: {reason}")))?;
+                }
                 ParticipantId::Resource(_) => return malformed("names a resource, and none is configured"),
             }
             if !seen.insert(&part.participant) {

@@ -29,7 +29,9 @@ use expect_test::{Expect, expect};
 use troth_protocol::message::coordinator::{Commit, Resolution};
 use troth_protocol::message::shard::{Decision as Word, Vote};
 use troth_protocol::message::txn::{Cause, Outcome, Part, Work, Write};
-use troth_protocol::{ClientId, Epoch, Key, Node, NodeId, ParticipantId, ShardId, Timestamp, TxnId};
+use troth_protocol::{
+    ClientId, Epoch, FolderId, Key, Node, NodeId, ParticipantId, ShardId, Timestamp, TxnId,
+};
 
 use crate::command::{Command, Decision, Output, Record, Settings};
 use crate::leader::{Answer, Effect, Event, Leader, Limits, Now, OnePhase};
@@ -73,6 +75,13 @@ fn txn(text: &str) -> TxnId {
 
 fn shard(text: &str) -> ShardId {
     ShardId(text.strip_prefix('s').and_then(|number| number.parse().ok()).expect("a shard like s0"))
+}
+
+/// A key, of this shard if it is one.
+fn a_key(shard: Option<ShardId>, shards: u16) -> Key {
+    let mut keys = (0..).map(|number| Key::copy_from(format!("k{number}").as_bytes()));
+    let fits = |key: &Key| shard.is_none_or(|shard| key.shard(shards) == shard);
+    keys.find(fits).expect("keys do not end")
 }
 
 fn participants(words: &[&str]) -> Vec<ParticipantId> {
@@ -251,7 +260,7 @@ impl Stage {
                 self.shards = number(&words, "shards").expect("shards=") as u16;
                 self.lead();
                 let node = Node { id: NodeId(1), address: "p:1".into(), zone: String::new(), weight: 1 };
-                self.apply(Command::Register { node });
+                self.apply(Command::Register { node, folder: FolderId(1) });
             }
             "lead" => self.lead(),
             "apply" => {
@@ -270,14 +279,13 @@ impl Stage {
                 self.say(first.map_or("not yet".into(), |first| first.to_string()));
             }
             "commit" => {
-                let work = || {
-                    let write = Write { key: Key::from("k"), value: None };
+                let work = |participant: &ParticipantId| {
+                    let shard = participant.shard().filter(|shard| shard.0 < self.shards);
+                    let write = Write { key: a_key(shard, self.shards), value: None };
                     Work { writes: vec![write], ..Work::default() }
                 };
-                let parts = participants(&words)
-                    .into_iter()
-                    .map(|participant| Part { participant, work: work() })
-                    .collect();
+                let part = |participant| Part { work: work(&participant), participant };
+                let parts = participants(&words).into_iter().map(part).collect();
                 let commit = Commit {
                     txn: txn(words[2]),
                     epoch: Epoch(number(&words, "epoch").expect("epoch=")),

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use troth_protocol::{ClusterMap, Epoch, Node, Timestamp, TxnId};
+use troth_protocol::{ClusterMap, Epoch, FolderId, Node, NodeId, Timestamp, TxnId};
 
 use crate::command::{Command, Decision, Output, Record, Settings, Verdict};
 
@@ -56,6 +56,16 @@ pub struct Catalog {
     pub settings: Settings,
     /// Who is there, and where the shards are.
     pub map: ClusterMap,
+    /// The data folder of each participant, in the order of the map.
+    pub folders: Vec<FolderId>,
+}
+
+impl Catalog {
+    /// What is known of a participant.
+    pub fn registered(&self, id: NodeId) -> Option<(&Node, FolderId)> {
+        let at = self.map.nodes.binary_search_by_key(&id, |node| node.id).ok()?;
+        Some((&self.map.nodes[at], self.folders[at]))
+    }
 }
 
 /// The state, but for the records of finished transactions, which stay in the store.
@@ -110,10 +120,7 @@ impl State {
                 self.configure(coordinators, settings, mutations);
                 Output::Leads(self.marks.epoch)
             }
-            Command::Register { node } => {
-                self.register(node, mutations);
-                Output::Done
-            }
+            Command::Register { node, folder } => self.register(node, folder, mutations),
             Command::Ceiling { epoch, ceiling } => {
                 if epoch == self.marks.epoch {
                     self.marks.ceiling = self.marks.ceiling.max(ceiling);
@@ -206,6 +213,7 @@ impl State {
                 nodes: Vec::new(),
                 placement: Vec::new(),
             },
+            folders: Vec::new(),
         });
         if catalog.map.coordinators != coordinators {
             catalog.map.coordinators = coordinators;
@@ -214,19 +222,25 @@ impl State {
         }
     }
 
-    fn register(&mut self, node: Node, mutations: &mut Vec<Mutation>) {
-        let Some(Catalog { settings, map }) = &mut self.catalog else {
-            return;
+    fn register(&mut self, node: Node, folder: FolderId, mutations: &mut Vec<Mutation>) -> Output {
+        let Some(Catalog { settings, map, folders }) = &mut self.catalog else {
+            return Output::Done;
         };
         match map.nodes.binary_search_by_key(&node.id, |known| known.id) {
-            Ok(at) if map.nodes[at] == node => return,
+            // What the shards of this node were promised lies in the other folder.
+            Ok(at) if folders[at] != folder => return Output::Taken,
+            Ok(at) if map.nodes[at] == node => return Output::Done,
             Ok(at) => map.nodes[at] = node,
-            Err(at) => map.nodes.insert(at, node),
+            Err(at) => {
+                map.nodes.insert(at, node);
+                folders.insert(at, folder);
+            }
         }
         if !map.is_placed() && map.nodes.len() >= usize::from(settings.nodes) {
             map.placement = map.ring().placement(settings.shards, settings.replicas.into());
         }
         map.epoch.0 += 1;
         mutations.push(Mutation::Catalog);
+        Output::Done
     }
 }

@@ -9,20 +9,22 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use troth_protocol::clock::Clock;
 use troth_protocol::message::admin::{self, ParticipantStatus};
 use troth_protocol::message::{Request, Response, coordinator};
 use troth_protocol::net::{BoxFuture, Identity, Peer, Service};
-use troth_protocol::routing::{Resend, Router};
+use troth_protocol::routing::{Resend, RouteError, Router};
 use troth_protocol::wire::{decode, encode};
 use troth_protocol::{
-    ClusterId, ClusterMap, GroupId, MapEpoch, Node as NodeRecord, NodeId, Reject, ShardId, Timestamp,
+    ClusterId, ClusterMap, FolderId, GroupId, MapEpoch, Node as NodeRecord, NodeId, Reject, ShardId,
+    Timestamp,
 };
 use troth_replication::{Directory, GroupConfig, LogWriter, StartError, Store, families::META};
 
@@ -34,6 +36,9 @@ use crate::shard::Shard;
 const REGISTER_EAGERLY: Duration = Duration::from_millis(50);
 const REGISTER_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long the shards may take to note that old versions are given up.
+const RETIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Versions that one step of garbage collection looks at.
 const COLLECT_STEP: usize = 20_000;
 
@@ -42,6 +47,7 @@ pub struct Node {
     config: Config,
     cluster: ClusterId,
     record: NodeRecord,
+    folder: FolderId,
     store: Store,
     writer: LogWriter,
     router: Arc<Router>,
@@ -61,8 +67,24 @@ impl Directory for MapDirectory {
     }
 }
 
-fn map_key() -> Vec<u8> {
-    [&u32::MAX.to_be_bytes()[..], b"map"].concat()
+/// The key of something that belongs to the node, not to one of its groups.
+fn node_key(name: &str) -> Vec<u8> {
+    [&u32::MAX.to_be_bytes()[..], name.as_bytes()].concat()
+}
+
+/// The id of this data folder, made now if it is new.
+async fn folder_id(store: &Store, writer: &LogWriter) -> io::Result<FolderId> {
+    let key = node_key("folder");
+    if let Some(record) = store.get(META, &key)? {
+        return decode(&record).map_err(|error| damaged("id of the data folder", error));
+    }
+    let id = FolderId(rand::random());
+    writer.put_durably(META, &key, encode(&id)).await?;
+    Ok(id)
+}
+
+fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the stored {what} is damaged: {error}"))
 }
 
 impl Node {
@@ -81,10 +103,12 @@ impl Node {
         let record =
             NodeRecord { id: NodeId(config.id), address, zone: config.zone.clone(), weight: config.weight };
         let writer = LogWriter::start(&store);
+        let folder = folder_id(&store, &writer).await?;
         let node = Arc::new(Node {
             config,
             cluster,
             record,
+            folder,
             store,
             writer,
             router,
@@ -114,22 +138,19 @@ impl Node {
         self.tasks.close();
         self.tasks.wait().await;
         let shards: Vec<Shard> = std::mem::take(&mut *self.shards.write()).into_values().collect();
-        futures_util::future::join_all(shards.iter().map(Shard::shutdown)).await;
+        join_all(shards.iter().map(Shard::shutdown)).await;
     }
 
     fn stored_map(&self) -> io::Result<Option<ClusterMap>> {
-        let Some(record) = self.store.get(META, &map_key())? else {
+        let Some(record) = self.store.get(META, &node_key("map"))? else {
             return Ok(None);
         };
-        let map = decode(&record).map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("the stored cluster map is damaged: {error}"))
-        })?;
-        Ok(Some(map))
+        decode(&record).map(Some).map_err(|error| damaged("cluster map", error))
     }
 
     fn keep_map(&self, map: &ClusterMap) -> io::Result<()> {
         let mut batch = self.store.batch();
-        batch.put(META, &map_key(), &encode(map));
+        batch.put(META, &node_key("map"), &encode(map));
         batch.commit()?;
         Ok(())
     }
@@ -178,7 +199,8 @@ impl Node {
     }
 
     async fn register(&self, known: MapEpoch) {
-        let request = coordinator::Request::Register { node: self.record.clone(), known };
+        let request =
+            coordinator::Request::Register { node: self.record.clone(), folder: self.folder, known };
         let deadline = Instant::now() + Duration::from_secs(2);
         match self.router.coordinator(request, Resend::Idempotent, deadline).await {
             Ok(coordinator::Response::Map(map)) => {
@@ -194,6 +216,14 @@ impl Node {
             }
             Ok(coordinator::Response::MapUnchanged) => {}
             Ok(_) => tracing::warn!("the coordinator answered something else than a map"),
+            Err(RouteError::Rejected(Reject::NodeTaken { node, address })) => {
+                // Its shards would vote and acknowledge as if they had never promised anything.
+                let reason = format!(
+                    "node {node} of this cluster is known with another data folder, last at {address}: \
+                     start it with that folder, or give this one an id that was never used"
+                );
+                self.failure.send_replace(Some(reason));
+            }
             Err(error) => tracing::debug!(%error, "cannot register now"),
         }
     }
@@ -229,32 +259,41 @@ impl Node {
         };
         let shards: Vec<(ShardId, Shard)> =
             self.shards.read().iter().map(|(id, shard)| (*id, shard.clone())).collect();
+        let safe_point = now.minus(self.config.version_retention);
+        let outcomes_before = now.minus(self.config.outcome_retention);
+        // One shard that cannot now must not keep the others from it.
+        let proposals = shards
+            .iter()
+            .map(|(_, shard)| timeout(RETIRE_TIMEOUT, shard.retire(safe_point, outcomes_before)));
+        join_all(proposals).await;
         for (id, shard) in shards {
-            let safe_point = now.minus(self.config.version_retention);
-            shard.retire(safe_point, now.minus(self.config.outcome_retention)).await;
             let reached = (shard.safe_point(), shard.last_commit());
             let before = collected.get(&id).copied().unwrap_or_default();
             // Nothing to forget if nothing was written since the safe point of the last time.
             if reached.0 > before.0 && reached.1 > before.0 {
-                self.collect(id, reached.0).await?;
+                self.collect(&shard, id, reached.0).await?;
                 collected.insert(id, reached);
             }
         }
         Ok(())
     }
 
-    async fn collect(&self, shard: ShardId, safe_point: Timestamp) -> io::Result<()> {
+    async fn collect(&self, shard: &Shard, id: ShardId, safe_point: Timestamp) -> io::Result<()> {
         let mut next = None;
         let mut total = 0;
         loop {
             let store = self.store.clone();
-            let step = spawn_blocking(move || {
+            let step = move || {
                 let mut batch = store.batch();
-                let (next, removed) = gc::collect(&store, shard, safe_point, next, COLLECT_STEP, &mut batch)?;
+                let (next, removed) = gc::collect(&store, id, safe_point, next, COLLECT_STEP, &mut batch)?;
                 batch.commit()?;
                 Ok::<_, io::Error>((next, removed))
-            });
-            let (after, removed) = step.await.map_err(io::Error::other)??;
+            };
+            // Were a snapshot put in place in the middle, it could bring back an old version whose
+            // newer ones this step removes.
+            let held = shard.group().hold_state().await;
+            let (after, removed) = spawn_blocking(step).await.map_err(io::Error::other)??;
+            drop(held);
             total += removed;
             next = after;
             if next.is_none() {
@@ -262,7 +301,7 @@ impl Node {
             }
         }
         if total > 0 {
-            tracing::debug!(%shard, removed = total, "collected old versions");
+            tracing::debug!(shard = %id, removed = total, "collected old versions");
         }
         Ok(())
     }

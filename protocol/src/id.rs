@@ -122,6 +122,24 @@ impl fmt::Debug for TxnId {
     }
 }
 
+/// A data folder: random, made together with the folder. A node that comes back with another folder
+/// has lost what it promised.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Debug,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct FolderId(pub u64);
+
 /// The text is not a transaction id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a transaction id; one looks like 462352148324352001-00c0ffee00c0ffee")]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::id::ShardId;
+use crate::limits::KEY_BYTES_MAX;
 
 /// A key: up to [`KEY_BYTES_MAX`](crate::limits::KEY_BYTES_MAX) bytes, ordered bytewise.
 #[derive(
@@ -35,6 +36,21 @@ impl Key {
     /// The shard that this key belongs to, for ever.
     pub fn shard(&self, shards: u16) -> ShardId {
         shard_of(self.routing_part(), shards)
+    }
+
+    /// Whether a shard of so many may be asked about this key.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, shard: ShardId, shards: u16) -> Result<(), String> {
+        let bytes = self.as_bytes().len();
+        if bytes > KEY_BYTES_MAX {
+            return Err(format!("a key has {bytes} bytes; at most {KEY_BYTES_MAX} may be"));
+        }
+        match self.shard(shards) {
+            home if home == shard => Ok(()),
+            home => Err(format!("key {self} belongs to shard {home}, not to shard {shard}")),
+        }
     }
 }
 

@@ -30,7 +30,9 @@ pub mod timestamp;
 pub mod wire;
 
 pub use cluster_map::{ClusterMap, Node};
-pub use id::{ClientId, ClusterId, Epoch, GroupId, MapEpoch, NodeId, ParticipantId, ShardId, TxnId};
+pub use id::{
+    ClientId, ClusterId, Epoch, FolderId, GroupId, MapEpoch, NodeId, ParticipantId, ShardId, TxnId,
+};
 pub use key::{Key, KeyRange, Value};
 pub use reject::Reject;
 pub use timestamp::Timestamp;

@@ -41,9 +41,13 @@ pub const SCAN_ROWS_MAX: usize = 10_000;
 /// A page of a scan ends after the row that brings it to this many bytes.
 pub const SCAN_BYTES_MAX: usize = 1 << 20;
 
+/// An answer to a read ends after the value that brings it to this many bytes.
+pub const READ_BYTES_MAX: usize = 4 << 20;
+
 const _: () = assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX < TXN_BYTES_MAX);
 // Every key may cost this much framing beside its own bytes.
 const _: () = assert!(TXN_BYTES_MAX + TXN_KEYS_MAX * 64 + (1 << 20) < FRAME_BYTES_MAX);
+const _: () = assert!(READ_BYTES_MAX + VALUE_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(SCAN_BYTES_MAX + KEY_BYTES_MAX + VALUE_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(TXN_AGE_MAX.as_secs() < VERSION_RETENTION.as_secs());
 const _: () = assert!(VERSION_RETENTION.as_secs() <= OUTCOME_RETENTION.as_secs());

@@ -39,13 +39,13 @@ pub enum Reject {
         /// When to try again.
         retry_after_millis: u32,
     },
-    /// The cluster waits for nodes to register before it can place shards. Nothing happened.
-    #[error("the cluster is not ready: {registered} of {expected} nodes have registered")]
-    NotReady {
-        /// Nodes that are there.
-        registered: u32,
-        /// Nodes that must be there.
-        expected: u32,
+    /// A node wants to register with an id that belongs to another data folder. Nothing happened.
+    #[error("node {node} is known with another data folder, last at {address}")]
+    NodeTaken {
+        /// The id.
+        node: NodeId,
+        /// Where that one is.
+        address: String,
     },
     /// The deadline passed while the request was carried out.
     #[error("the deadline passed")]
@@ -117,7 +117,7 @@ impl Reject {
             | Reject::StaleEpoch { .. }
             | Reject::StaleMap { .. }
             | Reject::Overloaded { .. }
-            | Reject::NotReady { .. }
+            | Reject::NodeTaken { .. }
             | Reject::Blocked { .. }
             | Reject::ShuttingDown
             | Reject::Forbidden { .. }
@@ -135,11 +135,11 @@ impl Reject {
             | Reject::Deposed
             | Reject::StaleMap { .. }
             | Reject::Overloaded { .. }
-            | Reject::NotReady { .. }
             | Reject::ShuttingDown
             | Reject::WrongNode { .. } => true,
             // The same words will never be right again.
             Reject::StaleEpoch { .. }
+            | Reject::NodeTaken { .. }
             | Reject::DeadlineExceeded
             | Reject::Blocked { .. }
             | Reject::Forbidden { .. }

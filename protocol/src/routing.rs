@@ -222,12 +222,7 @@ impl Router {
             leaders.insert(group, peer);
             return true;
         }
-        let stays = matches!(
-            error,
-            RouteError::Rejected(
-                Reject::Overloaded { .. } | Reject::Blocked { .. } | Reject::NotReady { .. }
-            )
-        );
+        let stays = matches!(error, RouteError::Rejected(Reject::Overloaded { .. } | Reject::Blocked { .. }));
         if stays {
             leaders.entry(group).or_insert_with(|| from.clone());
         } else if leaders.get(&group) == Some(from) {

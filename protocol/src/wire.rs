@@ -390,7 +390,7 @@ mod tests {
             Commit 280 518fef8dbc32d4e1
             Outcome 122 9a81ae1a0e942218
             Map 113 5dc0a573cb1e7378
-            Register 132 b274a20b881504b8
+            Register 132 f8d4b0706adc866a
             Resolve 161 ea4061972506e49c
             Read 130 82e432a41ddc1623
             Scan 114 2f3b96eb2629e105
@@ -448,7 +448,7 @@ mod tests {
             response 40 100 af56da64eb776aae
             response 41 100 4488f7b3cde2330f
             response 42 100 be86f41d7e251c43
-            response 43 100 eca6ecb98d5a5e8b
+            response 43 100 174dc6e68d43161a
             response 44 100 03b97bf41130a506
             response 45 101 b984b2870e7876d3
             response 46 100 e31147e8478d6415

@@ -218,6 +218,12 @@ impl<M: Machine> Group<M> {
         Ok(Group { inner: Arc::new(inner) })
     }
 
+    /// While this is held, no snapshot takes the place of the machine's state: for whoever changes
+    /// that state beside the log, as every replica may for itself.
+    pub async fn hold_state(&self) -> impl Send + '_ {
+        self.inner.incoming.lock().await
+    }
+
     /// The group.
     pub fn id(&self) -> GroupId {
         self.inner.group

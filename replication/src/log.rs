@@ -116,6 +116,14 @@ impl LogWriter {
         self.writes.send(write).await.map_err(|_| io::Error::other("the log writer has ended"))
     }
 
+    /// Sets a key, and waits until that is durable.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub async fn put_durably(&self, family: Family, key: &[u8], value: Vec<u8>) -> io::Result<()> {
+        self.write_durably(vec![Change::put(family, key, value)]).await
+    }
+
     /// Writes, and waits until it is durable.
     pub(crate) async fn write_durably(&self, changes: Vec<Change>) -> io::Result<()> {
         let (sender, receiver) = oneshot::channel();

@@ -12,7 +12,7 @@ use troth_protocol::{ClientId, ClusterMap, TxnId};
 
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::reader::Reader;
+use crate::reader::{Patience, Reader};
 use crate::snapshot::Snapshot;
 use crate::timestamps::Timestamps;
 use crate::transaction::{Commit, Handle, Outcome, Transaction};
@@ -123,7 +123,7 @@ impl Client {
         F: Fn(Transaction) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let transaction = match self.begin_until(deadline).await {
+        let transaction = match self.begin_with(Patience::Until(deadline)).await {
             Ok(transaction) => transaction,
             Err(error) => return Attempt::Failed(error),
         };
@@ -143,18 +143,20 @@ impl Client {
         }
     }
 
-    /// Begins a transaction by hand; see [`Client::transact`] for the way with retries.
+    /// Begins a transaction by hand; see [`Client::transact`] for the way with retries. Each of its
+    /// calls has the configured timeout for itself; in all it may take five minutes (by default)
+    /// before the servers refuse it as too old.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if no coordinator leader answers within the configured timeout.
     pub async fn begin(&self) -> Result<Transaction, Error> {
-        self.begin_until(Instant::now() + self.inner.timeout).await
+        self.begin_with(Patience::Each(self.inner.timeout)).await
     }
 
-    async fn begin_until(&self, deadline: Instant) -> Result<Transaction, Error> {
-        let (start, epoch) = self.inner.timestamps.next(deadline).await?;
+    async fn begin_with(&self, patience: Patience) -> Result<Transaction, Error> {
+        let (start, epoch) = self.inner.timestamps.next(patience.deadline()).await?;
         let id = TxnId { start, client: self.inner.id };
-        let reader = Reader { router: self.inner.router.clone(), at: start, deadline };
+        let reader = Reader { router: self.inner.router.clone(), at: start, patience };
         Ok(Transaction::new(id, epoch, reader))
     }
 
@@ -164,9 +166,9 @@ impl Client {
     /// # Errors
     /// [`Error::Unavailable`] if no coordinator leader answers within the configured timeout.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
-        let deadline = Instant::now() + self.inner.timeout;
-        let (at, _) = self.inner.timestamps.next(deadline).await?;
-        Ok(Snapshot { reader: Reader { router: self.inner.router.clone(), at, deadline } })
+        let patience = Patience::Each(self.inner.timeout);
+        let (at, _) = self.inner.timestamps.next(patience.deadline()).await?;
+        Ok(Snapshot { reader: Reader { router: self.inner.router.clone(), at, patience } })
     }
 
     /// Finds out how any transaction ended, also one of another client. The answer is the same for

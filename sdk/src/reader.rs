@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use tokio::time::Instant;
@@ -14,12 +15,31 @@ use crate::error::Error;
 /// Keys that one request names.
 const KEYS_MAX: usize = 1000;
 
+/// How long to wait for answers.
+#[derive(Clone, Copy)]
+pub(crate) enum Patience {
+    /// Everything together, until then.
+    Until(Instant),
+    /// Every call by itself, this long.
+    Each(Duration),
+}
+
+impl Patience {
+    /// When a call that begins now must be over.
+    pub(crate) fn deadline(self) -> Instant {
+        match self {
+            Patience::Until(deadline) => deadline,
+            Patience::Each(timeout) => Instant::now() + timeout,
+        }
+    }
+}
+
 /// Reads at a moment.
 #[derive(Clone)]
 pub(crate) struct Reader {
     pub(crate) router: Arc<Router>,
     pub(crate) at: Timestamp,
-    pub(crate) deadline: Instant,
+    pub(crate) patience: Patience,
 }
 
 impl Reader {
@@ -51,12 +71,18 @@ impl Reader {
         places: &'a [usize],
         keys: &[Key],
     ) -> Result<(&'a [usize], Vec<Version>), Error> {
-        let keys: Vec<Key> = places.iter().map(|place| keys[*place].clone()).collect();
-        let request = Request::Read { at: self.at, keys };
-        match self.router.shard(shard, request, Resend::Idempotent, self.deadline).await? {
-            Response::Values(versions) if versions.len() == places.len() => Ok((places, versions)),
-            _ => Err(Error::unavailable("a shard answered something else")),
+        let mut versions = Vec::with_capacity(places.len());
+        // Many large values take several answers.
+        while versions.len() < places.len() {
+            let keys: Vec<Key> = places[versions.len()..].iter().map(|place| keys[*place].clone()).collect();
+            let wanted = keys.len();
+            let request = Request::Read { at: self.at, keys };
+            match self.router.shard(shard, request, Resend::Idempotent, self.patience.deadline()).await? {
+                Response::Values(found) if (1..=wanted).contains(&found.len()) => versions.extend(found),
+                _ => return Err(Error::unavailable("a shard answered something else")),
+            }
         }
+        Ok((places, versions))
     }
 
     /// A page of a range from one shard, and whether there may be more.
@@ -67,7 +93,7 @@ impl Reader {
         rows_max: u32,
     ) -> Result<(Vec<Row>, bool), Error> {
         let request = Request::Scan { at: self.at, range, rows_max };
-        match self.router.shard(shard, request, Resend::Idempotent, self.deadline).await? {
+        match self.router.shard(shard, request, Resend::Idempotent, self.patience.deadline()).await? {
             Response::Page { rows, more } => Ok((rows, more)),
             _ => Err(Error::unavailable("a shard answered something else")),
         }

@@ -6,9 +6,11 @@ use troth_protocol::{Key, KeyRange, Timestamp};
 use crate::error::Error;
 use crate::reader::Reader;
 use crate::scan::Scan;
+use crate::transaction::checked_key;
 
 /// The database at one moment. Reads never abort anybody and are never aborted; all of them see the
-/// same moment, for as long as a snapshot may live (five minutes by default).
+/// same moment, for as long as the servers keep old versions (ten minutes by default). Each call has
+/// the timeout of the client's configuration for itself.
 #[derive(Clone)]
 pub struct Snapshot {
     pub(crate) reader: Reader,
@@ -24,7 +26,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`Error::Blocked`] if a transaction in doubt is in the way until the deadline;
-    /// [`Error::Unavailable`]; [`Error::TooOld`].
+    /// [`Error::Unavailable`]; [`Error::TooOld`]; [`Error::Limit`] for a key that cannot be.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, Error> {
         Ok(self.get_many([key]).await?.pop().flatten())
     }
@@ -37,7 +39,8 @@ impl Snapshot {
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Result<Vec<Option<Bytes>>, Error> {
-        let keys: Vec<Key> = keys.into_iter().map(|key| Key::copy_from(key.as_ref())).collect();
+        let keys =
+            keys.into_iter().map(|key| checked_key(key.as_ref())).collect::<Result<Vec<Key>, Error>>()?;
         let versions = self.reader.read(&keys).await?;
         Ok(versions.into_iter().map(|version| version.value).collect())
     }

@@ -200,6 +200,10 @@ impl Transaction {
         let mut own = {
             let state = self.inner.state.lock();
             state.check_open()?;
+            check_range(&range)?;
+            if limit == 0 {
+                return Ok(Vec::new());
+            }
             let writes = state.writes.iter().filter(|(key, _)| range.contains(key));
             writes.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>()
         };
@@ -303,7 +307,7 @@ impl Transaction {
             check_size(&state)?;
             parts(&state, inner.id.start, inner.reader.shards())
         };
-        submit(inner.id, inner.epoch, parts, &inner.reader.router, inner.reader.deadline).await
+        submit(inner.id, inner.epoch, parts, &inner.reader.router, inner.reader.patience.deadline()).await
     }
 
     /// The first error that a read met, if one did.
@@ -320,11 +324,21 @@ impl Transaction {
     }
 }
 
-fn checked_key(key: &[u8]) -> Result<Key, Error> {
+pub(crate) fn checked_key(key: &[u8]) -> Result<Key, Error> {
     if key.len() > KEY_BYTES_MAX {
         return Err(Error::Limit { what: "a key", actual: key.len(), limit: KEY_BYTES_MAX, unit: "bytes" });
     }
     Ok(Key::copy_from(key))
+}
+
+/// A range may begin or end just after the longest key.
+fn check_range(range: &KeyRange) -> Result<(), Error> {
+    let limit = KEY_BYTES_MAX + 1;
+    let ends = [Some(&range.start), range.end.as_ref()].into_iter().flatten();
+    match ends.map(|end| end.as_bytes().len()).find(|actual| *actual > limit) {
+        Some(actual) => Err(Error::Limit { what: "the end of a range", actual, limit, unit: "bytes" }),
+        None => Ok(()),
+    }
 }
 
 fn check_size(state: &State) -> Result<(), Error> {

@@ -239,3 +239,33 @@ async fn a_cluster_that_is_not_there_is_an_error_by_the_deadline() {
     assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
     troth.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_a_frame_of_values_is_read_at_once() {
+    let test = Embedded::start().await;
+    // All on one shard, and together larger than any frame may be.
+    let keys: Vec<String> = (0..60).map(|n| format!("{{large}}/{n:02}")).collect();
+    let value = |key: &str| key.as_bytes()[8..].repeat(limits::VALUE_BYTES_MAX / 2);
+    assert!(keys.len() * limits::VALUE_BYTES_MAX > limits::FRAME_BYTES_MAX);
+    for some in keys.chunks(20) {
+        let write = test.client.transact(async |tx| some.iter().try_for_each(|key| tx.put(key, value(key))));
+        in_time(write).await.expect("it commits");
+    }
+    let snapshot = in_time(test.client.snapshot()).await.expect("a snapshot");
+    let found = in_time(snapshot.get_many(&keys)).await.expect("readable");
+    for (key, found) in keys.iter().zip(found) {
+        assert_eq!(found.as_deref(), Some(&value(key)[..]), "{key}");
+    }
+    test.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_of_nothing_watches_nothing() {
+    let test = Embedded::start().await;
+    let tx = in_time(test.client.begin()).await.expect("begins");
+    assert_eq!(in_time(tx.scan(KeyRange::prefix(b""), 0)).await.expect("readable"), []);
+    tx.put("mine", "1").expect("small");
+    put(&test.client, &[("other", "1")]).await;
+    assert!(matches!(in_time(tx.commit()).await, Ok(Commit::Committed { .. })));
+    test.stop().await;
+}

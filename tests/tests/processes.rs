@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use troth_sdk::harness::bank::Bank;
-use troth_sdk::harness::processes::Processes;
+use troth_sdk::harness::processes::{Processes, Shape};
 use troth_sdk::{Client, Error, KeyRange, Outcome};
 use troth_tests::{PATIENCE, SMALL, connect, eventually, held, in_time, processes, seed};
 
@@ -52,10 +52,10 @@ async fn move_money(
 }
 
 /// Lets clients move money while `disturb` does what it does; then checks that all is well.
-async fn survives(disturb: impl AsyncFnOnce(&mut Processes, &mut StdRng)) {
+async fn survives(shape: Shape, disturb: impl AsyncFnOnce(&mut Processes, &mut StdRng)) {
     let mut random = StdRng::seed_from_u64(seed());
     let folder = tempfile::tempdir().expect("a folder");
-    let (mut cluster, client) = processes(folder.path(), SMALL).await;
+    let (mut cluster, client) = processes(folder.path(), shape).await;
     let bank = Bank::new(&client, ACCOUNTS);
     let opened = in_time(bank.open()).await.expect("the accounts are opened");
 
@@ -97,7 +97,7 @@ async fn a_while(random: &mut StdRng) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn participants_are_killed_at_random_moments() {
-    survives(async |cluster, random| {
+    survives(SMALL, async |cluster, random| {
         for _ in 0..6 {
             a_while(random).await;
             let victim = random.random_range(0..cluster.participants.len());
@@ -111,7 +111,7 @@ async fn participants_are_killed_at_random_moments() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_coordinator_is_killed_at_random_moments() {
-    survives(async |cluster, random| {
+    survives(SMALL, async |cluster, random| {
         for _ in 0..6 {
             a_while(random).await;
             cluster.coordinators[0].kill().expect("it runs");
@@ -124,7 +124,7 @@ async fn the_coordinator_is_killed_at_random_moments() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_killed_at_once() {
-    survives(async |cluster, random| {
+    survives(SMALL, async |cluster, random| {
         for _ in 0..3 {
             a_while(random).await;
             for process in cluster.all_mut() {
@@ -135,6 +135,37 @@ async fn everything_is_killed_at_once() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_process_is_killed_where_there_are_three_of_each() {
+    survives(Shape { coordinators: 3, replicas: 3, ..SMALL }, async |cluster, random| {
+        for _ in 0..6 {
+            a_while(random).await;
+            let victim = random.random_range(0..6);
+            cluster.all_mut().nth(victim).expect("there are six").kill().expect("it runs");
+            sleep(Duration::from_millis(1000)).await;
+            cluster.all_mut().nth(victim).expect("there are six").start().expect("it starts again");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_its_data_folder_is_not_taken_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut cluster, client) = processes(folder.path(), SMALL).await;
+    client.close().await;
+    let victim = &mut cluster.participants[1];
+    victim.kill().expect("it runs");
+    std::fs::remove_dir_all(folder.path().join("data/participant-2")).expect("its folder is there");
+    victim.start().expect("it starts");
+    let status = victim.wait(PATIENCE).expect("it ends by itself");
+    assert_eq!(status.code(), Some(1));
+    let log = std::fs::read_to_string(victim.log()).expect("a log");
+    let expected =
+        "troth-participant: node 2 of this cluster is known with another data folder, last at 127.0.0.1:";
+    assert!(log.lines().any(|line| line.starts_with(expected)), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::{Instant, timeout};
 use troth_protocol::message::{Request, Response, coordinator, shard};
 use troth_protocol::net::Peer;
-use troth_protocol::{Epoch, Reject, ShardId};
+use troth_protocol::{Epoch, FolderId, Reject, ShardId};
 use troth_sdk::Client;
 use troth_tests::{PATIENCE, SMALL, in_time, processes};
 
@@ -123,7 +123,8 @@ async fn a_client_may_not_say_what_only_peers_say() {
     let (coordinator, participant) =
         (Peer::coordinator(&map.coordinators[0].address), Peer::participant(&map.nodes[0].address));
     let finish = shard::Request::Finish { epoch: Epoch(u64::MAX), decisions: Vec::new() };
-    let register = coordinator::Request::Register { node: map.nodes[0].clone(), known: map.epoch };
+    let register =
+        coordinator::Request::Register { node: map.nodes[0].clone(), folder: FolderId(1), known: map.epoch };
     let forbidden = [
         (&participant, Request::Shard { shard: ShardId(0), request: finish }, "Finish"),
         (&coordinator, Request::Coordinator(register), "Register"),

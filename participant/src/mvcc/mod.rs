@@ -13,3 +13,6 @@ pub mod key;
 pub mod store;
 
 pub use store::{Mvcc, Page};
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use troth_protocol::clock::Clock;
-use troth_protocol::limits::{READ_AHEAD_MAX, SCAN_BYTES_MAX, SCAN_ROWS_MAX};
+use troth_protocol::limits::{READ_AHEAD_MAX, READ_BYTES_MAX, SCAN_BYTES_MAX, SCAN_ROWS_MAX};
 use troth_protocol::message::admin::ShardStatus;
 use troth_protocol::message::coordinator;
 use troth_protocol::message::shard::{
@@ -202,9 +202,24 @@ impl Inner {
         keys: Vec<Key>,
         deadline: tokio::time::Instant,
     ) -> Result<Vec<Version>, Reject> {
+        let shards = self.router.map().shards;
+        for key in &keys {
+            key.check(self.shard, shards).map_err(Reject::malformed)?;
+        }
         self.admit(at, Target::Keys(keys.clone()), deadline).await?;
+        // An answer ends like a page of a scan: the caller asks again for the rest.
         let read = move |mvcc: &Mvcc, keys: &[Key], reach: Reach| -> io::Result<Vec<Version>> {
-            keys.iter().map(|key| mvcc.read(key, at, reach)).collect()
+            let mut versions = Vec::with_capacity(keys.len());
+            let mut bytes = 0;
+            for key in keys {
+                let version = mvcc.read(key, at, reach)?;
+                bytes += version.value.as_ref().map_or(0, |value| value.len());
+                versions.push(version);
+                if bytes >= READ_BYTES_MAX {
+                    break;
+                }
+            }
+            Ok(versions)
         };
         let inline =
             if keys.len() <= KEYS_INLINE_MAX { read(&self.mvcc, &keys, Reach::Memory).ok() } else { None };

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use troth_protocol::message::txn::Outcome;
 use troth_protocol::wire::{decode, encode};
 use troth_protocol::{Key, KeyRange, ShardId, Timestamp, TxnId};
-use troth_replication::{Batch, Committed, Machine, Reach, Span, Store};
+use troth_replication::{Batch, Committed, Machine, Reach, Span, Store, StoreError};
 
 use super::command::{Command, Output};
 use super::leader::{Effect, Event, Leader};
@@ -114,7 +114,7 @@ impl ShardMachine {
         ShardMachine { shard, store: store.clone(), mvcc: Mvcc::new(store, shard), core: core.clone() }
     }
 
-    fn write(&self, batch: &mut Batch<'_>, mutation: &Mutation) {
+    fn write(&self, batch: &mut Batch<'_>, mutation: &Mutation) -> io::Result<()> {
         match mutation {
             Mutation::Version { write, version } => {
                 self.mvcc.put(batch, &write.key, *version, write.value.as_ref());
@@ -127,10 +127,18 @@ impl ShardMachine {
                 batch.put(OUTCOME, &key::txn(self.shard, *txn), &encode(outcome));
             }
             Mutation::OutcomesBefore(before) => {
-                let end = TxnId { start: *before, client: Default::default() };
-                batch.delete_range(OUTCOME, &key::shard_start(self.shard), &key::txn(self.shard, end));
+                let end = key::txn(self.shard, TxnId { start: *before, client: Default::default() });
+                let start = key::shard_start(self.shard);
+                let mut rows = self.store.iterate(OUTCOME, &start, &end, Reach::Disk);
+                rows.seek(&start);
+                rows.status().map_err(StoreError::from)?;
+                // Where there is none, the mark of a deletion would only be in the way of reads.
+                if rows.item().is_some() {
+                    batch.delete_range(OUTCOME, &start, &end);
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -167,7 +175,7 @@ impl Machine for ShardMachine {
             }
             outputs.push(inner.state.apply(*index, command, &view, &mut mutations)?);
             for mutation in mutations.drain(..) {
-                self.write(&mut batch, &mutation);
+                self.write(&mut batch, &mutation)?;
                 match mutation {
                     Mutation::Version { write, version } => view.wrote(write.key, version),
                     Mutation::Prepared(record) => prepared.push(record.txn),

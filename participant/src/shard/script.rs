@@ -610,7 +610,7 @@ fn what_an_earlier_leader_proposed_is_void() {
                 chosen: 11
             lead fresh=90
             apply
-                aborted: a newer coordinator leader has taken over
+                aborted: a newer leader, of the coordinators or of a shard, has taken over
             one T91 floor=91 w:a=2
                 chosen: 92
                 version a@92 = 2
@@ -679,7 +679,7 @@ fn a_deposed_coordinator_is_not_obeyed() {
             finish epoch=1 T10 abort
                 locks: 1 before, 1 after
             prepare T11 epoch=1 floor=14 w:b=1
-                vote no: a newer coordinator leader has taken over
+                vote no: a newer leader, of the coordinators or of a shard, has taken over
             finish epoch=1 T10 commit@20
                 version a@20 = 1
                 locks: 1 before, 0 after

@@ -3,7 +3,7 @@
 #![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use crate::cluster_map::{ClusterMap, Node};
-use crate::id::{Epoch, MapEpoch, ParticipantId, TxnId};
+use crate::id::{Epoch, FolderId, MapEpoch, ParticipantId, TxnId};
 use crate::message::txn::{Outcome, Part};
 use crate::timestamp::Timestamp;
 
@@ -34,6 +34,8 @@ pub enum Request {
     Register {
         /// Who it is, as others shall find it.
         node: Node,
+        /// Where it keeps what it promised.
+        folder: FolderId,
         /// The version of the map that it has; it is not sent again.
         known: MapEpoch,
     },

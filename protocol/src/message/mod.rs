@@ -56,11 +56,10 @@ impl Request {
     /// Whether a caller with this role may ask this. What only peers say to each other is closed to
     /// clients, so that no client can prepare, decide or vote.
     pub fn permits(&self, role: Role) -> bool {
-        let peer = matches!(role, Role::Coordinator | Role::Participant);
         match self {
             Request::Coordinator(request) => match request {
                 coordinator::Request::Timestamps { .. } | coordinator::Request::Map { .. } => true,
-                coordinator::Request::Commit(_) | coordinator::Request::Outcome { .. } => !peer,
+                coordinator::Request::Commit(_) | coordinator::Request::Outcome { .. } => !role.is_server(),
                 coordinator::Request::Register { .. } | coordinator::Request::Resolve { .. } => {
                     role == Role::Participant
                 }

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use crate::message::txn::{Cause, Outcome, Part, RangeCheck, ReadCheck, Work, Write};
 use crate::message::{Request, Response, admin, coordinator, raft, shard};
 use crate::{
-    ClientId, ClusterId, ClusterMap, Epoch, GroupId, KeyRange, MapEpoch, Node, NodeId, ParticipantId, Reject,
-    ShardId, Timestamp, TxnId,
+    ClientId, ClusterId, ClusterMap, Epoch, FolderId, GroupId, KeyRange, MapEpoch, Node, NodeId,
+    ParticipantId, Reject, ShardId, Timestamp, TxnId,
 };
 
 const TXN: TxnId = TxnId { start: Timestamp(0x0102_0304_0506_0708), client: ClientId(0xc0ff_eec0_ffee_c0ff) };
@@ -77,7 +77,11 @@ pub fn requests() -> Vec<Request> {
             participants: vec![ParticipantId::Shard(ShardId(7))],
         }),
         Request::Coordinator(coordinator::Request::Map { known: MapEpoch(8) }),
-        Request::Coordinator(coordinator::Request::Register { node: node(), known: MapEpoch(8) }),
+        Request::Coordinator(coordinator::Request::Register {
+            node: node(),
+            folder: FolderId(5),
+            known: MapEpoch(8),
+        }),
         Request::Coordinator(coordinator::Request::Resolve { txns: vec![TXN; 3] }),
         of_shard(shard::Request::Read { at: Timestamp(9), keys: vec!["a".into(), "".into()] }),
         of_shard(shard::Request::Scan {
@@ -225,7 +229,7 @@ pub fn responses() -> Vec<Response> {
         Reject::StaleEpoch { current: Epoch(3) },
         Reject::StaleMap { epoch: MapEpoch(8) },
         Reject::Overloaded { retry_after_millis: 20 },
-        Reject::NotReady { registered: 1, expected: 3 },
+        Reject::NodeTaken { node: NodeId(1), address: "host:1".into() },
         Reject::DeadlineExceeded,
         Reject::Blocked { key: "a".into(), by: TXN },
         Reject::ShuttingDown,

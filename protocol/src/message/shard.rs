@@ -15,7 +15,8 @@ pub enum Request {
     Read {
         /// The snapshot.
         at: Timestamp,
-        /// The keys, all of this shard.
+        /// The keys, all of this shard. The answer has the versions of the first of them, one at
+        /// least; for those that are missing, ask again.
         keys: Vec<Key>,
     },
     /// The keys of a range at a moment, in order, a page at a time.

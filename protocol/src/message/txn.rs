@@ -4,8 +4,9 @@
 
 use std::fmt;
 
-use crate::id::{ParticipantId, TxnId};
+use crate::id::{ParticipantId, ShardId, TxnId};
 use crate::key::{Key, KeyRange, Value};
+use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::timestamp::Timestamp;
 
 /// A key that a transaction read. The shard votes No if the key has a newer version by now.
@@ -62,6 +63,29 @@ impl Work {
     /// Keys and ranges in it, for admission.
     pub fn keys(&self) -> usize {
         self.reads.len() + self.ranges.len() + self.writes.len()
+    }
+
+    /// Whether a shard of so many may be asked to do this.
+    ///
+    /// # Errors
+    /// What is wrong: a key or value that is too large, or a key that belongs to another shard, where
+    /// nobody would ever look for it.
+    pub fn check(&self, shard: ShardId, shards: u16) -> Result<(), String> {
+        let reads = self.reads.iter().map(|read| &read.key);
+        for key in reads.chain(self.writes.iter().map(|write| &write.key)) {
+            key.check(shard, shards)?;
+        }
+        // Just after the longest key a range may begin or end.
+        let bounds =
+            self.ranges.iter().flat_map(|check| [Some(&check.range.start), check.range.end.as_ref()]);
+        if let Some(bound) = bounds.flatten().find(|bound| bound.as_bytes().len() > KEY_BYTES_MAX + 1) {
+            return Err(format!("a range is bounded by a key of {} bytes", bound.as_bytes().len()));
+        }
+        let values = self.writes.iter().filter_map(|write| write.value.as_ref());
+        match values.map(|value| value.len()).find(|bytes| *bytes > VALUE_BYTES_MAX) {
+            Some(bytes) => Err(format!("a value has {bytes} bytes; at most {VALUE_BYTES_MAX} may be")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -124,7 +148,8 @@ pub enum Cause {
     },
     /// The coordinator leader that ran it is gone, and its successor found no decision.
     CoordinatorChanged,
-    /// A participant has seen a newer coordinator leader than the one that asked it.
+    /// A participant has seen a newer coordinator leader than the one that asked it, or its own leader
+    /// changed before the check.
     Superseded,
     /// Its outcome was asked for before it was decided, and settled as aborted.
     Settled,
@@ -174,8 +199,47 @@ impl fmt::Display for Cause {
             Cause::TooOld => write!(f, "the transaction is older than transactions may be"),
             Cause::Unreachable { participant } => write!(f, "{participant} did not vote before the deadline"),
             Cause::CoordinatorChanged => write!(f, "the coordinator leader changed before the decision"),
-            Cause::Superseded => write!(f, "a newer coordinator leader has taken over"),
+            Cause::Superseded => {
+                write!(f, "a newer leader, of the coordinators or of a shard, has taken over")
+            }
             Cause::Settled => write!(f, "its outcome was asked for before it was decided"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(work: &Work, expected: Result<(), &str>) {
+        let shards = 16;
+        let (home, other) = (Key::from("a").shard(shards), Key::from("b").shard(shards));
+        assert_ne!(home, other);
+        assert_eq!(work.check(home, shards), expected.map_err(|reason| reason.to_owned()));
+    }
+
+    fn writing(key: Key, value: Option<Value>) -> Work {
+        Work { writes: vec![Write { key, value }], ..Work::default() }
+    }
+
+    #[test]
+    fn a_shard_is_asked_only_for_what_is_its_own_and_fits() {
+        check(&writing("a".into(), None), Ok(()));
+        check(&writing("b".into(), None), Err("key b belongs to shard 5, not to shard 14"));
+        let read = ReadCheck { key: "b".into(), version: Timestamp::ZERO };
+        let work = Work { reads: vec![read], ..Work::default() };
+        check(&work, Err("key b belongs to shard 5, not to shard 14"));
+        let long = Key::copy_from(&[b'x'; KEY_BYTES_MAX + 1]);
+        check(&writing(long.clone(), None), Err("a key has 4097 bytes; at most 4096 may be"));
+        let large = Value::from(vec![0; VALUE_BYTES_MAX + 1]);
+        let error = "a value has 1048577 bytes; at most 1048576 may be";
+        check(&writing("a".into(), Some(large)), Err(error));
+        let range = |end: Key| {
+            let range = KeyRange::new("a".into(), Some(end));
+            Work { ranges: vec![RangeCheck { range, snapshot: Timestamp::ZERO }], ..Work::default() }
+        };
+        check(&range(long), Ok(()));
+        let longer = Key::copy_from(&[b'x'; KEY_BYTES_MAX + 2]);
+        check(&range(longer), Err("a range is bounded by a key of 4098 bytes"));
     }
 }

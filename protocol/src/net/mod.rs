@@ -49,6 +49,14 @@ impl Role {
             Role::Admin => "admin",
         }
     }
+
+    /// Whether its holder is a part of Troth, not one of those whom it serves.
+    pub fn is_server(self) -> bool {
+        match self {
+            Role::Coordinator | Role::Participant => true,
+            Role::Client | Role::Admin => false,
+        }
+    }
 }
 
 impl fmt::Display for Role {

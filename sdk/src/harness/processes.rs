@@ -110,8 +110,16 @@ impl Process {
     /// # Errors
     /// If it does not run, or does not stop within `patience`; it is killed then.
     pub fn stop(&mut self, patience: Duration) -> Result<ExitStatus, ProcessError> {
-        let what = format!("cannot stop {}", self.name);
         self.signal(Signal::TERM)?;
+        self.wait(patience)
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// If it does not run, or does not end within `patience`; it is killed then.
+    pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus, ProcessError> {
+        let what = format!("{} does not end", self.name);
         let mut child = self.take(&what)?;
         let deadline = Instant::now() + patience;
         loop {

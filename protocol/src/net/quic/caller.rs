@@ -69,12 +69,14 @@ impl Link {
                 }
                 match &*state {
                     State::Up(_) => unreachable!("a living connection was returned, a dead one replaced"),
-                    State::Dialing { over, .. } => over.clone(),
+                    State::Dialing { over, .. } if over.has_changed().is_ok() => over.clone(),
+                    // Whoever was to make it is gone without a word.
+                    State::Dialing { .. } if waited => return Err(unreachable("connecting failed".into())),
                     // Whoever waited for an attempt learns how it ended, and does not start another.
                     State::Down { retry_at, reason, .. } if waited || *retry_at > Instant::now() => {
                         return Err(unreachable(reason.clone()));
                     }
-                    State::Down { failures, .. } => {
+                    State::Down { failures, .. } | State::Dialing { failures, .. } => {
                         let quic = self.quic.upgrade().ok_or_else(|| unreachable("shutting down".into()))?;
                         let (alive, over) = watch::channel(());
                         let failures = *failures;
@@ -332,7 +334,7 @@ async fn accept_large_answers(
                 Ok(Some(frame)) => pending.complete(&frame),
                 Err(ReadError::Wire(error)) => Err(error),
                 // The server has given up on this answer, or the connection is gone.
-                Ok(None) | Err(ReadError::Io(_) | ReadError::Truncated) => Ok(()),
+                Ok(None) | Err(ReadError::Io(_) | ReadError::Truncated | ReadError::TooSlow) => Ok(()),
             };
             if let Err(error) = completed {
                 pending.close(error.to_string());

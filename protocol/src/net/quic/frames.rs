@@ -1,14 +1,19 @@
 //! Frames on a stream: reading them whole, and writing what waits in one go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
 
 use super::BUDGET_UNIT;
 use crate::limits::SHARED_FRAME_BYTES_MAX;
 use crate::wire::{self, HEADER_BYTES, Header, WireError};
+
+/// How long the rest of a large frame may take once room is made for it.
+const LARGE_FRAME_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A frame as it arrived, its checksum verified.
 pub(super) struct Frame {
@@ -39,6 +44,8 @@ pub(super) enum ReadError {
     Io(#[from] std::io::Error),
     #[error("the stream ended inside a frame")]
     Truncated,
+    #[error("a large frame took longer than {} s to arrive", LARGE_FRAME_TIMEOUT.as_secs())]
+    TooSlow,
 }
 
 /// Reads frames from a stream.
@@ -62,14 +69,16 @@ impl Reader {
         let header = Header::read(&head)?;
         self.buffer.advance(HEADER_BYTES);
         let length = header.length as usize;
-        let budget = if length > SHARED_FRAME_BYTES_MAX {
+        let (budget, filled) = if length > SHARED_FRAME_BYTES_MAX {
             let units = length.div_ceil(BUDGET_UNIT) as u32;
             let permit = self.large.clone().acquire_many_owned(units).await;
-            Some(permit.expect("the budget is never closed"))
+            let budget = permit.expect("the budget is never closed");
+            let filled = timeout(LARGE_FRAME_TIMEOUT, self.fill(length)).await;
+            (Some(budget), filled.map_err(|_| ReadError::TooSlow)??)
         } else {
-            None
+            (None, self.fill(length).await?)
         };
-        if !self.fill(length).await? {
+        if !filled {
             return Err(ReadError::Truncated);
         }
         let payload = self.buffer.split_to(length).freeze();

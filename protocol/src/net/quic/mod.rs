@@ -17,7 +17,7 @@
 //! waits behind them. Calls never wait for one another: answers come in any order and find their
 //! caller by number.
 //!
-//! Everything here is bounded: connections, requests in progress per connection, bytes of large
+//! Everything here is bounded: connections, streams, requests in progress per stream, bytes of large
 //! frames in memory, frames waiting for a lane.
 
 mod caller;
@@ -50,7 +50,7 @@ const LANES: usize = 3;
 /// Frames that may wait for a lane's writer.
 const LANE_FRAMES_MAX: usize = 4096;
 
-/// Requests in progress for one connection; after that its streams are not read on.
+/// Requests in progress for one stream; after that it is not read on.
 const REQUESTS_MAX: usize = 4096;
 
 /// Connections that a server keeps; after that it refuses new ones.
@@ -73,7 +73,8 @@ const _: () = assert!(LANES < STREAMS_MAX as usize);
 /// Unit of the budget for large frames.
 const BUDGET_UNIT: usize = 1024;
 
-/// Bytes of large frames that a process holds at once; after that it reads no more of them.
+/// Bytes of large frames of one kind (answers, requests of servers, requests of others) that a
+/// process holds at once; after that it reads no more of that kind.
 const LARGE_BYTES_MAX: usize = 256 << 20;
 
 /// How to talk QUIC.
@@ -154,9 +155,14 @@ pub struct Quic {
     config: QuicConfig,
     client_config: quinn::ClientConfig,
     links: Mutex<HashMap<Peer, Arc<Link>>>,
+    /// What answers may fill.
     large: Arc<Semaphore>,
     closing: CancellationToken,
     tasks: TaskTracker,
+}
+
+fn large_budget() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(LARGE_BYTES_MAX / BUDGET_UNIT))
 }
 
 impl Quic {
@@ -192,7 +198,7 @@ impl Quic {
             config,
             client_config,
             links: Mutex::default(),
-            large: Arc::new(Semaphore::new(LARGE_BYTES_MAX / BUDGET_UNIT)),
+            large: large_budget(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))

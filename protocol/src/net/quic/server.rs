@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::frames::{Frame, ReadError, Reader, needs_own_stream, write_frames};
-use super::{CONNECTIONS_MAX, Close, LANE_FRAMES_MAX, Quic, REQUESTS_MAX, seal_response};
+use super::{CONNECTIONS_MAX, Close, LANE_FRAMES_MAX, Quic, REQUESTS_MAX, large_budget, seal_response};
 use crate::ClusterId;
 use crate::message::{Request, Response};
 use crate::net::{Identity, Service, forbidden, tls};
@@ -27,7 +27,8 @@ pub(super) struct Server {
     cluster: ClusterId,
     service: Arc<dyn Service>,
     connections: Arc<Semaphore>,
-    large: Arc<Semaphore>,
+    /// What requests of applications and operators, and of other servers, may fill.
+    large: [Arc<Semaphore>; 2],
     closing: CancellationToken,
     tasks: TaskTracker,
 }
@@ -39,7 +40,7 @@ impl Server {
             cluster: quic.identity.cluster,
             service,
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            large: quic.large.clone(),
+            large: [large_budget(), large_budget()],
             closing: quic.closing.clone(),
             tasks: quic.tasks.clone(),
         })
@@ -98,7 +99,6 @@ impl Server {
         Ok(Session {
             server: self.clone(),
             identity: Arc::new(identity),
-            requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             quinn: quinn.clone(),
             first: (send, receive),
         })
@@ -114,7 +114,6 @@ fn peer_identity(quinn: &quinn::Connection) -> Option<Identity> {
 struct Session {
     server: Arc<Server>,
     identity: Arc<Identity>,
-    requests: Arc<Semaphore>,
     quinn: quinn::Connection,
     first: (quinn::SendStream, quinn::RecvStream),
 }
@@ -122,18 +121,19 @@ struct Session {
 impl Session {
     /// Serves all streams of the connection until it ends. The caller's place is kept until then.
     async fn run(self) {
-        let Session { server, identity, requests, quinn, first } = self;
+        let Session { server, identity, quinn, first } = self;
+        let large = &server.large[usize::from(identity.role.is_server())];
         let serve = |(send, receive): (quinn::SendStream, quinn::RecvStream)| {
             let (answers, frames) = mpsc::channel(LANE_FRAMES_MAX);
             server.tasks.spawn(write_frames(send, frames));
             let stream = Stream {
                 server: server.clone(),
                 identity: identity.clone(),
-                requests: requests.clone(),
+                requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
                 quinn: quinn.clone(),
                 answers,
             };
-            server.tasks.spawn(stream.run(Reader::new(receive, server.large.clone())));
+            server.tasks.spawn(stream.run(Reader::new(receive, large.clone())));
         };
         serve(first);
         // An error means that the connection has ended; its streams see it too.
@@ -159,8 +159,8 @@ impl Stream {
             match reader.next().await {
                 Ok(Some(frame)) => stream.request(frame).await,
                 Ok(None) => return,
-                Err(ReadError::Wire(error)) => {
-                    // After this the bytes cannot be trusted to be at the beginning of a frame.
+                // After this the bytes cannot be trusted to be at the beginning of a frame.
+                Err(error @ (ReadError::Wire(_) | ReadError::TooSlow)) => {
                     tracing::info!(caller = %stream.identity, %error, "closed a connection");
                     return stream.quinn.close(Close::Malformed.code(), error.to_string().as_bytes());
                 }
