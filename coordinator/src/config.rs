@@ -1,13 +1,13 @@
 //! What an operator sets for a coordinator: a TOML file, and flags that override it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
 use troth_protocol::net::quic::QuicConfig;
 use troth_protocol::process::{
-    self, ConfigError, LogSection, NetworkSection, RaftSection, Source, TlsSection,
+    Basics, Common, ConfigError, LogSection, NetworkSection, RaftSection, ServerFile, Source, TlsSection,
 };
 use troth_replication::Timing;
 
@@ -35,7 +35,8 @@ pub struct File {
     #[serde(default)]
     pub limits: LimitsSection,
     /// Certificates.
-    pub tls: Option<TlsSection>,
+    #[serde(default)]
+    pub tls: TlsSection,
     /// What to log, and how.
     #[serde(default)]
     pub log: LogSection,
@@ -85,14 +86,8 @@ pub struct LimitsSection {
 /// A coordinator's configuration, complete and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// This coordinator's number.
-    pub id: u64,
-    /// Where to listen, and how to talk.
-    pub quic: QuicConfig,
-    /// Where others find this coordinator; `None`: where it listens.
-    pub advertise: Option<String>,
-    /// The data folder.
-    pub data: PathBuf,
+    /// Number, address, folder.
+    pub basics: Basics,
     /// All coordinators; empty: this is the only one.
     pub coordinators: Vec<PeerSection>,
     /// The number of shards of a new cluster.
@@ -113,10 +108,7 @@ impl Config {
     /// A configuration with defaults for everything that has one.
     pub fn new(id: u64, data: impl Into<PathBuf>) -> Config {
         Config {
-            id,
-            quic: QuicConfig::default(),
-            advertise: None,
-            data: data.into(),
+            basics: Basics { id, quic: QuicConfig::default(), advertise: None, data: data.into() },
             coordinators: Vec::new(),
             shards: 16,
             replicas: 1,
@@ -128,53 +120,36 @@ impl Config {
     }
 }
 
-impl File {
-    /// Reads a file. Relative paths in it are relative to its folder.
-    ///
-    /// # Errors
-    /// Names the line and what would be right.
-    pub fn load(path: &Path) -> Result<(File, Source), ConfigError> {
-        let (mut file, source) = process::load::<File>(path)?;
-        file.data = file.data.map(|data| source.path(&data));
-        if let Some(tls) = &mut file.tls {
-            tls.relative_to(&source);
-        }
-        Ok((file, source))
+impl ServerFile for File {
+    fn common(&mut self) -> Common<'_> {
+        let File { id, listen, advertise, data, tls, log, network, .. } = self;
+        Common { id, listen, advertise, data, tls, log, network }
     }
+}
 
+impl File {
     /// Checks everything, and fills in defaults.
     ///
     /// # Errors
     /// Names the key, its line, and what would be right.
-    pub fn resolve(&self, source: &Source) -> Result<Config, ConfigError> {
-        let missing =
-            |key: &str, example: &str| source.error(key, format!("is missing; for example: {example}"));
-        let id = self.id.ok_or_else(|| missing("id", "id = 1"))?;
-        if id == 0 {
-            return Err(source.error("id", "must be 1 or more"));
+    pub fn resolve(mut self, source: &Source) -> Result<Config, ConfigError> {
+        let basics = self.common().resolve("127.0.0.1:7450", source)?;
+        if self.coordinator.is_empty() {
+            basics.check_findable(source)?;
         }
-        let data = self.data.clone().ok_or_else(|| missing("data", "data = \"/var/lib/troth\""))?;
-        let quic = self.network.quic(self.listen.as_deref().unwrap_or("127.0.0.1:7450"), source)?;
-        if quic.bind.ip().is_unspecified() && self.advertise.is_none() && self.coordinator.is_empty() {
-            return Err(
-                source.error("advertise", "is needed when listen is an address that others cannot call")
-            );
-        }
-        self.check_coordinators(id, source)?;
+        self.check_coordinators(basics.id, source)?;
         let (shards, replicas, nodes) = self.resolve_cluster(source)?;
         let timing = Timing::default();
         let (heartbeat, election) = self.raft.timing(timing.heartbeat, timing.election, source)?;
         Ok(Config {
-            quic,
-            advertise: self.advertise.clone(),
-            coordinators: self.coordinator.clone(),
+            basics,
             shards,
             replicas,
             nodes,
             limits: self.resolve_limits(source)?,
             timing: Timing { heartbeat, election },
             log_entries_max: self.raft.log_entries(source)?,
-            ..Config::new(id, data)
+            coordinators: self.coordinator,
         })
     }
 
@@ -238,14 +213,18 @@ impl File {
 
 #[cfg(test)]
 mod tests {
+    use troth_protocol::process::load_server;
+
     use super::*;
 
     fn check(text: &str, expected: &str) {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("c.toml");
         std::fs::write(&path, text).expect("writable");
-        let error =
-            File::load(&path).and_then(|(file, source)| file.resolve(&source)).expect_err(text).to_string();
+        let error = load_server::<File>(&path)
+            .and_then(|(file, source)| file.resolve(&source))
+            .expect_err(text)
+            .to_string();
         assert_eq!(error.replace(path.to_str().expect("a plain path"), "c.toml"), expected);
     }
 

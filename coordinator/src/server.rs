@@ -4,39 +4,20 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 use troth_protocol::clock::Clock;
 use troth_protocol::message::{Request, Response, admin, coordinator};
-use troth_protocol::net::quic::{EndpointError, Quic};
 use troth_protocol::net::tls::Credentials;
 use troth_protocol::net::{BoxFuture, Identity, Peer, Service, Transport};
-use troth_protocol::process;
 use troth_protocol::routing::Router;
 use troth_protocol::{GroupId, Node, NodeId, Reject};
-use troth_replication::{Directory, GroupConfig, Leadership, LogWriter, OpenError, StartError, Store};
+use troth_replication::server::{Base, Running, ServerError};
+use troth_replication::{Directory, GroupConfig, Leadership, LogWriter};
 
 use crate::command::Settings;
 use crate::config::Config;
 use crate::driver::{Coordinator, CoordinatorConfig};
 use crate::machine::{Core, FAMILIES};
-
-/// The coordinator cannot start. Every message is one line and says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// The address cannot be listened on.
-    #[error("{0}")]
-    Endpoint(#[from] EndpointError),
-    /// The data folder cannot be used.
-    #[error("{0}")]
-    Open(#[from] OpenError),
-    /// What is stored is damaged.
-    #[error("{0}")]
-    Start(#[from] StartError),
-    /// The address cannot be written into the data folder.
-    #[error("cannot write into the data folder: {0}")]
-    Publish(#[from] std::io::Error),
-}
 
 /// Where the coordinators are, by configuration.
 struct Configured(BTreeMap<NodeId, Peer>);
@@ -49,9 +30,8 @@ impl Directory for Configured {
 
 /// A running coordinator.
 pub struct Server {
-    quic: Arc<Quic>,
+    base: Base,
     coordinator: Coordinator,
-    store: Store,
 }
 
 impl Server {
@@ -65,30 +45,27 @@ impl Server {
         clock: Clock,
     ) -> Result<Server, ServerError> {
         let cluster = credentials.identity().cluster;
-        let owner = format!("coordinator {} of cluster {cluster}", config.id);
-        let store = Store::open(&config.data, &owner, &FAMILIES)?;
-        let quic = Quic::bind(config.quic.clone(), credentials)?;
-        process::publish_address(&config.data, quic.local_addr())?;
+        let base = Base::open(&config.basics, credentials, &FAMILIES)?;
+        let id = config.basics.id;
 
         let node =
             |id: u64, address: String| Node { id: NodeId(id), address, zone: String::new(), weight: 0 };
         let mut coordinators: Vec<Node> =
             config.coordinators.iter().map(|peer| node(peer.id, peer.address.clone())).collect();
         if coordinators.is_empty() {
-            let address = config.advertise.clone().unwrap_or_else(|| quic.local_addr().to_string());
-            coordinators.push(node(config.id, address));
+            coordinators.push(node(id, base.address.clone()));
         }
         coordinators.sort_by_key(|node| node.id);
         let peers: BTreeMap<NodeId, Peer> =
             coordinators.iter().map(|node| (node.id, Peer::coordinator(&node.address))).collect();
 
-        let transport: Arc<dyn Transport> = Arc::new(quic.clone());
+        let transport: Arc<dyn Transport> = Arc::new(base.quic.clone());
         let router = Arc::new(Router::new(transport.clone(), peers.values().cloned().collect()));
-        let writer = LogWriter::start(&store);
-        let core = Core::new(&store, &clock);
+        let writer = LogWriter::start(&base.store);
+        let core = Core::new(&base.store, &clock);
         let group = GroupConfig {
             group: GroupId::Coordinator,
-            node: NodeId(config.id),
+            node: NodeId(id),
             members: peers.keys().copied().collect(),
             transport,
             directory: Arc::new(Configured(peers)),
@@ -97,31 +74,33 @@ impl Server {
         };
         let settings =
             Settings { cluster, shards: config.shards, replicas: config.replicas, nodes: config.nodes };
-        let setup =
-            CoordinatorConfig { id: NodeId(config.id), coordinators, settings, limits: config.limits };
-        tracing::info!(coordinator = config.id, %cluster, address = %quic.local_addr(), "coordinator");
-        let coordinator = Coordinator::start(setup, group, &store, &writer, core, router).await?;
-        quic.serve(Arc::new(Front(coordinator.clone())));
-        Ok(Server { quic, coordinator, store })
+        let setup = CoordinatorConfig { id: NodeId(id), coordinators, settings, limits: config.limits };
+        let coordinator = Coordinator::start(setup, group, &base.store, &writer, core, router).await?;
+        base.quic.serve(Arc::new(Front(coordinator.clone())));
+        Ok(Server { base, coordinator })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
-        self.quic.local_addr()
+        self.base.local_addr()
+    }
+}
+
+impl Running for Server {
+    async fn failed(&self) -> String {
+        let mut leadership = self.coordinator.group().leadership();
+        match leadership.wait_for(|role| matches!(role, Leadership::Failed { .. })).await.as_deref() {
+            Ok(Leadership::Failed { reason }) => reason.clone(),
+            _ => "the coordinator has ended".into(),
+        }
     }
 
-    /// Its role in the group of coordinators; [`Leadership::Failed`] once it cannot go on.
-    pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        self.coordinator.group().leadership()
-    }
-
-    /// Stops, and returns when its folder can be opened again. What was acknowledged stays.
-    pub async fn shutdown(self) {
-        let Server { quic, coordinator, store } = self;
-        quic.close().await;
+    async fn shutdown(self) {
+        let Server { base, coordinator } = self;
+        base.quic.close().await;
         coordinator.shutdown().await;
-        drop((quic, coordinator));
-        store.closed().await;
+        drop(coordinator);
+        base.close().await;
     }
 }
 

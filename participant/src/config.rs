@@ -1,16 +1,19 @@
 //! What an operator sets for a participant: a TOML file, and flags that override it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
 use troth_protocol::net::quic::QuicConfig;
 use troth_protocol::process::{
-    self, ConfigError, LogSection, NetworkSection, RaftSection, Source, TlsSection,
+    Basics, Common, ConfigError, LogSection, NetworkSection, RaftSection, ServerFile, Source, TlsSection,
 };
 use troth_protocol::ring::WEIGHT_MAX;
 use troth_replication::Timing;
+
+/// How often old versions and outcomes are looked for.
+const RETIRE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The file, key by key. What is left out has the default of [`Config`].
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -31,7 +34,8 @@ pub struct File {
     /// Some of the coordinators: `host:port` each.
     pub coordinators: Option<Vec<String>>,
     /// Certificates.
-    pub tls: Option<TlsSection>,
+    #[serde(default)]
+    pub tls: TlsSection,
     /// What to log, and how.
     #[serde(default)]
     pub log: LogSection,
@@ -60,14 +64,8 @@ pub struct RetentionSection {
 /// A participant's configuration, complete and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// This node's number.
-    pub id: u64,
-    /// Where to listen, and how to talk.
-    pub quic: QuicConfig,
-    /// Where others find this node; `None`: where it listens.
-    pub advertise: Option<String>,
-    /// The data folder.
-    pub data: PathBuf,
+    /// Number, address, folder.
+    pub basics: Basics,
     /// What fails together with this node.
     pub zone: String,
     /// This node's share of the shards.
@@ -90,60 +88,40 @@ impl Config {
     /// A configuration with defaults for everything that has one.
     pub fn new(id: u64, data: impl Into<PathBuf>, coordinators: Vec<String>) -> Config {
         Config {
-            id,
-            quic: QuicConfig::default(),
-            advertise: None,
-            data: data.into(),
+            basics: Basics { id, quic: QuicConfig::default(), advertise: None, data: data.into() },
             zone: String::new(),
             weight: 1,
             coordinators,
             version_retention: VERSION_RETENTION,
             outcome_retention: OUTCOME_RETENTION,
-            retire_interval: Duration::from_secs(10),
+            retire_interval: RETIRE_INTERVAL,
             timing: Timing::default(),
             log_entries_max: 10_000,
         }
     }
 }
 
-impl File {
-    /// Reads a file. Relative paths in it are relative to its folder.
-    ///
-    /// # Errors
-    /// Names the line and what would be right.
-    pub fn load(path: &Path) -> Result<(File, Source), ConfigError> {
-        let (mut file, source) = process::load::<File>(path)?;
-        file.data = file.data.map(|data| source.path(&data));
-        if let Some(tls) = &mut file.tls {
-            tls.relative_to(&source);
-        }
-        Ok((file, source))
+impl ServerFile for File {
+    fn common(&mut self) -> Common<'_> {
+        let File { id, listen, advertise, data, tls, log, network, .. } = self;
+        Common { id, listen, advertise, data, tls, log, network }
     }
+}
 
+impl File {
     /// Checks everything, and fills in defaults.
     ///
     /// # Errors
     /// Names the key, its line, and what would be right.
-    pub fn resolve(&self, source: &Source) -> Result<Config, ConfigError> {
-        let missing =
-            |key: &str, example: &str| source.error(key, format!("is missing; for example: {example}"));
-        let id = self.id.ok_or_else(|| missing("id", "id = 1"))?;
-        if id == 0 {
-            return Err(source.error("id", "must be 1 or more"));
-        }
-        let data = self.data.clone().ok_or_else(|| missing("data", "data = \"/var/lib/troth\""))?;
-        let coordinators = self.coordinators.clone().unwrap_or_default();
+    pub fn resolve(mut self, source: &Source) -> Result<Config, ConfigError> {
+        let basics = self.common().resolve("127.0.0.1:7460", source)?;
+        basics.check_findable(source)?;
+        let coordinators = self.coordinators.unwrap_or_default();
         if coordinators.is_empty() {
-            return Err(missing("coordinators", "coordinators = [\"127.0.0.1:7450\"]"));
+            return Err(source.missing("coordinators", "coordinators = [\"127.0.0.1:7450\"]"));
         }
         if let Some(wrong) = coordinators.iter().find(|address| !address.contains(':')) {
             return Err(source.error("coordinators", format!("{wrong:?} has no port; write host:port")));
-        }
-        let listen = self.listen.as_deref().unwrap_or("127.0.0.1:7460");
-        let quic = self.network.quic(listen, source)?;
-        if quic.bind.ip().is_unspecified() && self.advertise.is_none() {
-            let reason = format!("is needed when listen is {listen}, which others cannot call");
-            return Err(source.error("advertise", reason));
         }
         let weight = self.weight.unwrap_or(1);
         if weight == 0 || weight > WEIGHT_MAX {
@@ -166,29 +144,33 @@ impl File {
             return Err(source.error("retention.outcomes_s", reason));
         }
         Ok(Config {
-            quic,
-            advertise: self.advertise.clone(),
-            zone: self.zone.clone().unwrap_or_default(),
+            basics,
+            coordinators,
+            zone: self.zone.unwrap_or_default(),
             weight,
             version_retention,
             outcome_retention,
             timing,
             log_entries_max,
-            ..Config::new(id, data, coordinators)
+            retire_interval: RETIRE_INTERVAL,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use troth_protocol::process::load_server;
+
     use super::*;
 
     fn check(text: &str, expected: &str) {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("node.toml");
         std::fs::write(&path, text).expect("writable");
-        let error =
-            File::load(&path).and_then(|(file, source)| file.resolve(&source)).expect_err(text).to_string();
+        let error = load_server::<File>(&path)
+            .and_then(|(file, source)| file.resolve(&source))
+            .expect_err(text)
+            .to_string();
         let error = error.replace(path.to_str().expect("a plain path"), "node.toml");
         assert_eq!(error, expected);
     }
@@ -224,7 +206,7 @@ mod tests {
     fn a_short_configuration_is_enough() {
         let file: File = toml::from_str(GOOD).expect("well-formed");
         let config = file.resolve(&Source::default()).expect("complete");
-        assert_eq!((config.id, config.weight), (1, 1));
-        assert_eq!(config.quic.bind.port(), 7460);
+        assert_eq!((config.basics.id, config.weight), (1, 1));
+        assert_eq!(config.basics.quic.bind.port(), 7460);
     }
 }

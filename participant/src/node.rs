@@ -100,8 +100,12 @@ impl Node {
         router: Arc<Router>,
         clock: Clock,
     ) -> Result<Arc<Node>, StartError> {
-        let record =
-            NodeRecord { id: NodeId(config.id), address, zone: config.zone.clone(), weight: config.weight };
+        let record = NodeRecord {
+            id: NodeId(config.basics.id),
+            address,
+            zone: config.zone.clone(),
+            weight: config.weight,
+        };
         let writer = LogWriter::start(&store);
         let folder = folder_id(&store, &writer).await?;
         let node = Arc::new(Node {

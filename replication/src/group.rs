@@ -218,6 +218,29 @@ impl<M: Machine> Group<M> {
         Ok(Group { inner: Arc::new(inner) })
     }
 
+    /// Follows the role of this member for ever. With every change `depose` is called, and then, if it
+    /// leads now, `lead`, which is dropped with the next change.
+    pub async fn follow_leadership<F>(&self, mut depose: impl FnMut(), lead: impl Fn() -> F)
+    where
+        F: Future<Output = ()>,
+    {
+        let mut leadership = self.leadership();
+        loop {
+            let role = leadership.borrow_and_update().clone();
+            depose();
+            let leading = async {
+                if let Leadership::Leader { .. } = role {
+                    lead().await;
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = leading => {}
+                changed = leadership.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
     /// While this is held, no snapshot takes the place of the machine's state: for whoever changes
     /// that state beside the log, as every replica may for itself.
     pub async fn hold_state(&self) -> impl Send + '_ {

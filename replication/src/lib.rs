@@ -26,6 +26,7 @@ mod log;
 mod machine;
 mod network;
 mod rocks;
+pub mod server;
 mod snapshot;
 mod types;
 

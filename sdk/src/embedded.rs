@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use troth_coordinator::config::PeerSection;
 use troth_protocol::clock::Clock;
 use troth_protocol::net::tls::CERTIFICATE_VALIDITY;
+use troth_replication::server::Running;
 
 use crate::Role;
 use crate::client::Client;
@@ -85,7 +86,7 @@ impl Cluster {
         for peer in &peers {
             let name = format!("coordinator-{}", peer.id);
             let mut server = troth_coordinator::Config::new(peer.id, config.dir.join("data").join(&name));
-            server.quic.bind = peer.address.parse().map_err(broken)?;
+            server.basics.quic.bind = peer.address.parse().map_err(broken)?;
             server.coordinators = peers.clone();
             server.shards = config.shards;
             server.replicas = config.replicas;
@@ -98,7 +99,7 @@ impl Cluster {
             let name = format!("participant-{id}");
             let data = config.dir.join("data").join(&name);
             let mut server = troth_participant::Config::new(id.into(), data, self.addresses.clone());
-            server.quic.bind = address_of(&config.dir, &name)?;
+            server.basics.quic.bind = address_of(&config.dir, &name)?;
             let credentials = self.layout.credentials(&name).load().map_err(broken)?;
             let started = troth_participant::Server::start(server, &credentials, self.clock.clone()).await;
             self.participants.push(started.map_err(broken)?);

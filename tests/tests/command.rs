@@ -153,6 +153,10 @@ fn what_makes_no_sense_is_refused_in_one_line() {
     let stranger = ["--config", &coordinator, "--cert", &certificate, "--key", &key];
     refuses("troth-coordinator", &stranger, 2, "is a participant's certificate");
 
+    let data = folder.path().join("data").to_str().expect("a plain path").to_owned();
+    let bare = ["--id", "1", "--data", &data];
+    refuses("troth-coordinator", &bare, 2, "tls.ca: is missing; for example: ca = \"/etc/troth/ca.pem\"");
+
     // A port that somebody else has.
     let taken = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("bound").to_string();
@@ -169,6 +173,9 @@ fn what_makes_no_sense_is_refused_in_one_line() {
         1,
         "choose a folder that this user may write to",
     );
+    // A folder in which nobody may make another, not even root.
+    let words = ["--config", &participant, "--data", "/proc/troth"];
+    refuses("troth-participant", &words, 1, "choose a folder that this user may write to");
     let closed = folder.path().join("closed");
     fs::create_dir(&closed).expect("made");
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o500)).expect("set");

@@ -502,28 +502,15 @@ impl Inner {
 
     /// Takes the lead when the group is led from here, and gives it up when it is not.
     async fn follow_leadership(self: Arc<Inner>) {
-        let mut leadership = self.group.leadership();
-        loop {
-            let role = leadership.borrow_and_update().clone();
-            {
-                let mut core = self.core.lock();
-                core.leader = None;
-                // Whoever waits is told that this is not the leader any more.
-                core.readers.clear();
-                core.todo.clear();
-            }
-            let lead = async {
-                if let Leadership::Leader { .. } = role {
-                    self.take_lead().await;
-                }
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = lead => {}
-                changed = leadership.changed() => if changed.is_err() { return },
-            }
-        }
+        let depose = || {
+            let mut core = self.core.lock();
+            core.leader = None;
+            // Whoever waits is told that this is not the leader any more.
+            core.readers.clear();
+            core.todo.clear();
+        };
+        let follow = self.group.follow_leadership(depose, || self.take_lead());
+        self.stop.run_until_cancelled(follow).await;
     }
 
     /// Voids what earlier leaders proposed, and learns up to when they may have served reads. This

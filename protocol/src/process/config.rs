@@ -1,4 +1,4 @@
-//! What the two servers share: configuration files, logging, signals, exit codes.
+//! Configuration files: TOML, with errors that name the line and the fix.
 
 use std::fmt;
 use std::fs;
@@ -11,16 +11,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tracing_subscriber::EnvFilter;
 
+use crate::net::Role;
 use crate::net::quic::QuicConfig;
-use crate::net::tls::{CredentialFiles, Credentials};
-use crate::net::{Role, tls::TlsError};
-
-/// The process did what it was asked to.
-pub const EXIT_OK: u8 = 0;
-/// It failed on the way.
-pub const EXIT_FAILED: u8 = 1;
-/// Its configuration or command line makes no sense; nothing was done.
-pub const EXIT_USAGE: u8 = 2;
+use crate::net::tls::{CredentialFiles, Credentials, TlsError};
 
 /// A configuration that makes no sense: where, and how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +36,9 @@ pub enum ConfigError {
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// The certificates cannot be used.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
     /// A value that cannot be.
     #[error("{place}{key}: {reason}")]
     Value {
@@ -71,6 +67,11 @@ impl Source {
         }
     }
 
+    /// An error about a key that nobody set.
+    pub fn missing(&self, key: &str, example: &str) -> ConfigError {
+        self.error(key, format!("is missing; for example: {example}"))
+    }
+
     /// An error about a key, with the line where it is set.
     pub fn error(&self, key: &str, reason: impl fmt::Display) -> ConfigError {
         let name = key.rsplit('.').next().unwrap_or(key);
@@ -97,9 +98,91 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<(T, Source), ConfigError
     Ok((config, Source { path: path.to_owned(), text }))
 }
 
+/// The keys that the files of both servers have in common, borrowed from one.
+pub struct Common<'a> {
+    /// The server's number among its kind.
+    pub id: &'a mut Option<u64>,
+    /// Where to listen.
+    pub listen: &'a mut Option<String>,
+    /// Where others find it.
+    pub advertise: &'a mut Option<String>,
+    /// The data folder.
+    pub data: &'a mut Option<PathBuf>,
+    /// Certificates.
+    pub tls: &'a mut TlsSection,
+    /// What to log, and how.
+    pub log: &'a mut LogSection,
+    /// How to talk to others.
+    pub network: &'a mut NetworkSection,
+}
+
+/// The configuration file of a server.
+pub trait ServerFile: DeserializeOwned + Default {
+    /// What it has in common with the other's.
+    fn common(&mut self) -> Common<'_>;
+}
+
+/// What both servers must know, complete and checked.
+#[derive(Clone, Debug)]
+pub struct Basics {
+    /// The server's number among its kind.
+    pub id: u64,
+    /// Where to listen, and how to talk.
+    pub quic: QuicConfig,
+    /// Where others find it; `None`: where it listens.
+    pub advertise: Option<String>,
+    /// The data folder.
+    pub data: PathBuf,
+}
+
+impl Common<'_> {
+    /// Checks what is in common, and fills in defaults.
+    ///
+    /// # Errors
+    /// Names the key, its line, and what would be right.
+    pub fn resolve(&self, default_listen: &str, source: &Source) -> Result<Basics, ConfigError> {
+        let id = self.id.ok_or_else(|| source.missing("id", "id = 1"))?;
+        if id == 0 {
+            return Err(source.error("id", "must be 1 or more"));
+        }
+        let data = self.data.clone().ok_or_else(|| source.missing("data", "data = \"/var/lib/troth\""))?;
+        let quic = self.network.quic(self.listen.as_deref().unwrap_or(default_listen), source)?;
+        Ok(Basics { id, quic, advertise: self.advertise.clone(), data })
+    }
+}
+
+impl Basics {
+    /// Makes sure that others can be told where this server is.
+    ///
+    /// # Errors
+    /// If it listens everywhere and does not say where it is found.
+    pub fn check_findable(&self, source: &Source) -> Result<(), ConfigError> {
+        if self.quic.bind.ip().is_unspecified() && self.advertise.is_none() {
+            let listen = self.quic.bind;
+            let reason = format!("is needed when listen is {listen}, which others cannot call");
+            return Err(source.error("advertise", reason));
+        }
+        Ok(())
+    }
+}
+
+/// Reads the configuration file of a server. Relative paths in it are relative to its folder.
+///
+/// # Errors
+/// Names the line and what would be right.
+pub fn load_server<F: ServerFile>(path: &Path) -> Result<(F, Source), ConfigError> {
+    let (mut file, source) = load::<F>(path)?;
+    let common = file.common();
+    if let Some(data) = common.data {
+        *data = source.path(data);
+    }
+    common.tls.relative_to(&source);
+    Ok((file, source))
+}
+
 /// Where the certificates lie.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct TlsSection {
     /// The authority's certificate.
     pub ca: PathBuf,
@@ -113,7 +196,9 @@ impl TlsSection {
     /// Takes relative paths as relative to the file they stand in.
     pub fn relative_to(&mut self, source: &Source) {
         for path in [&mut self.ca, &mut self.cert, &mut self.key] {
-            *path = source.path(path);
+            if !path.as_os_str().is_empty() {
+                *path = source.path(path);
+            }
         }
     }
 
@@ -129,14 +214,23 @@ impl TlsSection {
     /// Reads the certificates, and checks that they are for this kind of process.
     ///
     /// # Errors
-    /// Names the file and what is wrong with it.
-    pub fn load(&self, role: Role) -> Result<Credentials, TlsError> {
+    /// Names what is missing, or the file and what is wrong with it.
+    pub fn load(&self, role: Role, source: &Source) -> Result<Credentials, ConfigError> {
+        let files =
+            [("ca", &self.ca, "ca"), ("cert", &self.cert, role.name()), ("key", &self.key, role.name())];
+        for (key, path, name) in files {
+            if path.as_os_str().is_empty() {
+                let suffix = if key == "key" { "-key" } else { "" };
+                let example = format!("{key} = \"/etc/troth/{name}{suffix}.pem\"; `troth cert` makes one");
+                return Err(source.missing(&format!("tls.{key}"), &example));
+            }
+        }
         let files = CredentialFiles { ca: self.ca.clone(), cert: self.cert.clone(), key: self.key.clone() };
         let credentials = files.load()?;
         let actual = credentials.identity().role;
         if actual != role {
             let reason = format!("is a {actual}'s certificate; make one with `troth cert --role {role}`");
-            return Err(TlsError::Pem { path: self.cert.clone(), reason });
+            return Err(TlsError::Pem { path: self.cert.clone(), reason }.into());
         }
         Ok(credentials)
     }
@@ -310,83 +404,4 @@ fn resolve(address: &str) -> Result<SocketAddr, String> {
     };
     let mut addresses = address.to_socket_addrs().map_err(|error| wrong(&error))?;
     addresses.next().ok_or_else(|| wrong(&"it resolves to nothing"))
-}
-
-/// A runtime with this many threads for its tasks. `None`: half as many as the machine has cores,
-/// and one at least; the other half is for the log writer and RocksDB's own threads. On a machine
-/// of two cores a second thread only makes every step wait for the other core to wake up.
-///
-/// The calling thread, and with it every thread that it begets from here on, asks the system for the
-/// batch scheduling policy: a server's threads work in bursts of microseconds, and when one that wakes
-/// up pushes aside the one that woke it, the rest of a burst (the second of two messages to send)
-/// waits for nothing. Where the system refuses, all goes on without.
-///
-/// # Errors
-/// If the system does not give the process that many threads.
-pub fn runtime(threads: Option<usize>) -> std::io::Result<tokio::runtime::Runtime> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.unwrap_or(cores / 2).max(1);
-    work_in_batches();
-    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
-}
-
-#[cfg(target_os = "linux")]
-fn work_in_batches() {
-    use thread_priority::{NormalThreadSchedulePolicy::Batch, ThreadPriority, ThreadSchedulePolicy::Normal};
-    let this = thread_priority::thread_native_id();
-    if let Err(error) =
-        thread_priority::set_thread_priority_and_policy(this, ThreadPriority::Min, Normal(Batch))
-    {
-        tracing::debug!(%error, "the system keeps its own scheduling policy");
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn work_in_batches() {}
-
-/// Writes a line that says where a server listens into its data folder, for scripts that let the
-/// system choose a port.
-///
-/// # Errors
-/// If the folder cannot be written.
-pub fn publish_address(folder: &Path, address: SocketAddr) -> std::io::Result<()> {
-    let part = folder.join("address.part");
-    fs::write(&part, format!("{address}\n"))?;
-    fs::rename(part, folder.join("address"))
-}
-
-/// Returns when the process is asked to stop: SIGTERM, SIGINT from a terminal, or, `with_parent`,
-/// the end of standard input, which comes when whoever started the process has ended, however.
-///
-/// # Errors
-/// If the system does not let a process listen for signals.
-pub async fn asked_to_stop(with_parent: bool) -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (parent_lives, parent_ended) = tokio::sync::oneshot::channel::<()>();
-    if with_parent {
-        // A thread, since nothing else can wait for standard input without holding up the exit.
-        std::thread::spawn(move || {
-            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-            drop(parent_lives);
-        });
-    } else {
-        std::mem::forget(parent_lives);
-    }
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = parent_ended => {}
-    }
-    Ok(())
-}
-
-/// Ends the process when any of its threads panics: a broken invariant must not be served from.
-pub fn abort_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        report(info);
-        tracing::error!(panic = %info, "a bug: the process stops rather than serve from a broken state");
-        std::process::abort();
-    }));
 }

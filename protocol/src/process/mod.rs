@@ -1,0 +1,97 @@
+//! What the two servers share: configuration files, logging, signals, exit codes.
+
+mod config;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+pub use self::config::{
+    Basics, Common, ConfigError, LogFormat, LogSection, NetworkSection, RaftSection, ServerFile, Source,
+    TlsSection, load, load_server,
+};
+
+/// The process did what it was asked to.
+pub const EXIT_OK: u8 = 0;
+/// It failed on the way.
+pub const EXIT_FAILED: u8 = 1;
+/// Its configuration or command line makes no sense; nothing was done.
+pub const EXIT_USAGE: u8 = 2;
+
+/// A runtime with this many threads for its tasks. `None`: half as many as the machine has cores,
+/// and one at least; the other half is for the log writer and RocksDB's own threads. On a machine
+/// of two cores a second thread only makes every step wait for the other core to wake up.
+///
+/// # Errors
+/// If the system does not give the process that many threads.
+pub fn runtime(threads: Option<usize>) -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.unwrap_or(cores / 2).max(1);
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+}
+
+/// Asks the system for the batch scheduling policy, for the calling thread and every thread that it
+/// begets from here on: a server's threads work in bursts of microseconds, and when one that wakes up
+/// pushes aside the one that woke it, the rest of a burst (the second of two messages to send) waits
+/// for nothing. Where the system refuses, all goes on without.
+#[cfg(target_os = "linux")]
+pub fn work_in_batches() {
+    use thread_priority::{NormalThreadSchedulePolicy::Batch, ThreadPriority, ThreadSchedulePolicy::Normal};
+    let this = thread_priority::thread_native_id();
+    if let Err(error) =
+        thread_priority::set_thread_priority_and_policy(this, ThreadPriority::Min, Normal(Batch))
+    {
+        tracing::debug!(%error, "the system keeps its own scheduling policy");
+    }
+}
+
+/// Other systems have no such policy.
+#[cfg(not(target_os = "linux"))]
+pub fn work_in_batches() {}
+
+/// Writes a line that says where a server listens into its data folder, for scripts that let the
+/// system choose a port.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn publish_address(folder: &Path, address: SocketAddr) -> std::io::Result<()> {
+    let part = folder.join("address.part");
+    fs::write(&part, format!("{address}\n"))?;
+    fs::rename(part, folder.join("address"))
+}
+
+/// Returns when the process is asked to stop: SIGTERM, SIGINT from a terminal, or, `with_parent`,
+/// the end of standard input, which comes when whoever started the process has ended, however.
+///
+/// # Errors
+/// If the system does not let a process listen for signals.
+pub async fn asked_to_stop(with_parent: bool) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (parent_lives, parent_ended) = tokio::sync::oneshot::channel::<()>();
+    if with_parent {
+        // A thread, since nothing else can wait for standard input without holding up the exit.
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            drop(parent_lives);
+        });
+    } else {
+        std::mem::forget(parent_lives);
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = parent_ended => {}
+    }
+    Ok(())
+}
+
+/// Ends the process when any of its threads panics: a broken invariant must not be served from.
+pub fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        tracing::error!(panic = %info, "a bug: the process stops rather than serve from a broken state");
+        std::process::abort();
+    }));
+}

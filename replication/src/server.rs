@@ -1,0 +1,197 @@
+//! A server's process from its command line to its end: what coordinators and participants have in
+//! common.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use troth_protocol::net::Role;
+use troth_protocol::net::quic::{EndpointError, Quic};
+use troth_protocol::net::tls::Credentials;
+use troth_protocol::process::{
+    self, Basics, ConfigError, EXIT_FAILED, EXIT_USAGE, LogFormat, ServerFile, Source, load_server,
+};
+
+use crate::group::StartError;
+use crate::rocks::{Family, OpenError, Store};
+
+/// Flags of both servers. They override the configuration file.
+#[derive(clap::Args)]
+pub struct ServerFlags {
+    /// The configuration file.
+    #[arg(long, short, value_name = "FILE", env = "TROTH_CONFIG")]
+    config: Option<PathBuf>,
+    /// This server's number: unique among its kind, and never changed.
+    #[arg(long)]
+    id: Option<u64>,
+    /// Where to listen; port 0: the system chooses one and <data>/address tells.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Where others find this server, if not where it listens.
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// The data folder.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// The authority's certificate.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// This server's certificate.
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// The private key of the certificate.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Threads that serve requests; half of the machine's cores if left out.
+    #[arg(long, value_name = "NUMBER")]
+    threads: Option<usize>,
+    /// Stop when standard input ends, as it does when whoever started this process has ended.
+    #[arg(long)]
+    stop_with_parent: bool,
+    /// How to write the log: pretty or json.
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// What to log: error, warn, info, debug, trace.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl ServerFlags {
+    fn file<F: ServerFile>(&self) -> Result<(F, Source), ConfigError> {
+        let (mut file, source) = match &self.config {
+            Some(path) => load_server::<F>(path)?,
+            None => Default::default(),
+        };
+        let common = file.common();
+        *common.id = self.id.or(*common.id);
+        let texts = [(&self.listen, common.listen), (&self.advertise, common.advertise)];
+        for (flag, own) in texts {
+            *own = flag.clone().or(own.take());
+        }
+        *common.data = self.data.clone().or(common.data.take());
+        common.tls.override_with(self.ca.clone(), self.cert.clone(), self.key.clone());
+        common.log.override_with(self.log_format, self.log_level.clone());
+        Ok((file, source))
+    }
+
+    fn configure<F: ServerFile, C>(
+        &self,
+        role: Role,
+        resolve: impl FnOnce(F, &Source) -> Result<C, ConfigError>,
+    ) -> Result<(C, Credentials), ConfigError> {
+        let (mut file, source) = self.file::<F>()?;
+        let common = file.common();
+        common.log.start(&source)?;
+        let tls = common.tls.clone();
+        let config = resolve(file, &source)?;
+        Ok((config, tls.load(role, &source)?))
+    }
+}
+
+/// A server that runs.
+pub trait Running {
+    /// Returns why it cannot go on, once it cannot.
+    fn failed(&self) -> impl Future<Output = String>;
+    /// Stops it. What was acknowledged stays.
+    fn shutdown(self) -> impl Future<Output = ()>;
+}
+
+/// The `main` of a server: reads its configuration, starts it, and stops it when asked to or when it
+/// cannot go on. Whatever goes wrong is one line on standard error.
+pub fn main<F: ServerFile, C, S: Running, E: Display>(
+    role: Role,
+    flags: &ServerFlags,
+    resolve: impl FnOnce(F, &Source) -> Result<C, ConfigError>,
+    start: impl AsyncFnOnce(C, Credentials) -> Result<S, E>,
+) -> ExitCode {
+    let complain = |error: &dyn Display| eprintln!("troth-{role}: {error}");
+    let (config, credentials) = match flags.configure(role, resolve) {
+        Ok(configured) => configured,
+        Err(error) => {
+            complain(&error);
+            return EXIT_USAGE.into();
+        }
+    };
+    process::abort_on_panic();
+    process::work_in_batches();
+    let run = async {
+        let server = start(config, credentials).await.map_err(|error| error.to_string())?;
+        let reason = tokio::select! {
+            asked = process::asked_to_stop(flags.stop_with_parent) => asked.map_err(|error| error.to_string()),
+            reason = server.failed() => Err(reason),
+        };
+        server.shutdown().await;
+        reason
+    };
+    let result = process::runtime(flags.threads).map_err(|error| error.to_string());
+    match result.and_then(|runtime| runtime.block_on(run)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            EXIT_FAILED.into()
+        }
+    }
+}
+
+/// A server cannot start. Every message is one line and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address cannot be listened on.
+    #[error("{0}")]
+    Endpoint(#[from] EndpointError),
+    /// The data folder cannot be used.
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    /// What is stored is damaged.
+    #[error("{0}")]
+    Start(#[from] StartError),
+    /// The address cannot be written into the data folder.
+    #[error("cannot write into the data folder: {0}")]
+    Publish(#[from] io::Error),
+}
+
+/// What every server stands on: its data folder and its socket.
+pub struct Base {
+    /// The data folder.
+    pub store: Store,
+    /// The socket.
+    pub quic: Arc<Quic>,
+    /// Where others find this server.
+    pub address: String,
+}
+
+impl Base {
+    /// Opens the data folder and the socket. Nothing is answered yet.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub fn open(
+        basics: &Basics,
+        credentials: &Credentials,
+        families: &[Family],
+    ) -> Result<Base, ServerError> {
+        let identity = credentials.identity();
+        let owner = format!("{} {} of cluster {}", identity.role, basics.id, identity.cluster);
+        let store = Store::open(&basics.data, &owner, families)?;
+        let quic = Quic::bind(basics.quic.clone(), credentials)?;
+        process::publish_address(&basics.data, quic.local_addr())?;
+        let address = basics.advertise.clone().unwrap_or_else(|| quic.local_addr().to_string());
+        tracing::info!(id = basics.id, cluster = %identity.cluster, address, "{}", identity.role);
+        Ok(Base { store, quic, address })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.quic.local_addr()
+    }
+
+    /// Returns when the data folder can be opened again. Everybody else must have let go of it.
+    pub async fn close(self) {
+        drop(self.quic);
+        self.store.closed().await;
+    }
+}
