@@ -14,25 +14,28 @@
 //!
 //! Pure: time is an argument, effects are handed out by [`Leader::poll_effect`].
 
+mod endings;
+mod events;
+mod questions;
+mod refused;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io;
 use std::time::{Duration, Instant};
 
 use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, TXN_BYTES_MAX, TXN_KEYS_MAX};
-use troth_protocol::message::coordinator::{Commit, Resolution};
+use troth_protocol::message::coordinator::Commit;
 use troth_protocol::message::shard::{CommitOnePhase, Decision as Word, Prepare, Vote};
 use troth_protocol::message::txn::{Cause, Outcome, Part};
 use troth_protocol::{Epoch, ParticipantId, Reject, ShardId, Timestamp, TxnId};
 
+pub use self::events::{Answer, Effect, Event, Now, OnePhase, RequestId};
+use self::refused::Refused;
 use crate::command::{Decision, Record, Verdict};
 use crate::commit::{Ballot, Step};
 use crate::finish::Courier;
 use crate::oracle::Oracle;
 use crate::recovery::Recovery;
 use crate::state::{State, View};
-
-/// Names a request that waits for an answer.
-pub type RequestId = u64;
 
 /// What is due is looked at this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -42,9 +45,6 @@ const FORGET_MAX: usize = 512;
 
 /// Old outcomes are given up this often.
 const RETIRE_EVERY: Duration = Duration::from_secs(60);
-
-/// Transactions that this leader remembers not to start; the oldest make way.
-const REFUSED_MAX: usize = 1 << 20;
 
 /// What bounds a leader.
 #[derive(Clone, Copy, Debug)]
@@ -76,178 +76,6 @@ impl Default for Limits {
     }
 }
 
-/// A moment, by both clocks.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// For deadlines.
-    pub instant: Instant,
-    /// For timestamps: milliseconds since the Unix epoch.
-    pub millis: u64,
-}
-
-/// What happened.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Event {
-    /// Somebody wants to commit.
-    Commit {
-        /// Names the request.
-        id: RequestId,
-        /// The transaction.
-        commit: Commit,
-        /// When nobody waits for the answer any more.
-        deadline: Instant,
-    },
-    /// Somebody asks how a transaction ended.
-    Outcome {
-        /// Names the request.
-        id: RequestId,
-        /// The transaction.
-        txn: TxnId,
-        /// Its participants; empty: not known.
-        participants: Vec<ParticipantId>,
-    },
-    /// Nobody waits for this answer any more.
-    GaveUp {
-        /// The request.
-        id: RequestId,
-        /// What it was about.
-        txn: TxnId,
-    },
-    /// A participant has voted.
-    Voted {
-        /// The transaction.
-        txn: TxnId,
-        /// Who.
-        participant: ParticipantId,
-        /// How; `None`: it could not be asked in time.
-        vote: Option<Vote>,
-    },
-    /// A shard has told the outcome of a one-shard transaction.
-    OnePhase {
-        /// The transaction.
-        txn: TxnId,
-        /// The shard.
-        shard: ShardId,
-        /// What it said.
-        answer: OnePhase,
-    },
-    /// Decisions or fences were applied.
-    Applied {
-        /// What became of each transaction.
-        verdicts: Vec<(TxnId, Verdict)>,
-    },
-    /// These decisions or fences were not proposed: the group was too busy.
-    NotProposed {
-        /// The transactions.
-        txns: Vec<TxnId>,
-    },
-    /// A shard has applied decisions, or not.
-    Delivered {
-        /// The shard.
-        shard: ShardId,
-        /// The decisions.
-        decisions: Vec<(TxnId, Word)>,
-        /// Whether it answered.
-        ok: bool,
-    },
-    /// A ceiling is committed.
-    Ceiling(Timestamp),
-    /// A ceiling was not proposed.
-    NoCeiling,
-    /// A shard has named prepared transactions.
-    Page {
-        /// The shard.
-        shard: ShardId,
-        /// The transactions, in the order of ids.
-        txns: Vec<TxnId>,
-        /// There may be more.
-        more: bool,
-    },
-}
-
-/// What a shard says about a one-shard transaction.
-#[derive(Clone, PartialEq, Debug)]
-pub enum OnePhase {
-    /// This is how it ended.
-    Ended(Outcome),
-    /// It began longer ago than outcomes are kept.
-    Expired,
-    /// The shard could not be asked.
-    Unknown,
-}
-
-/// What is to be done.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Effect {
-    /// Ask a shard for its vote.
-    Prepare {
-        /// The shard.
-        shard: ShardId,
-        /// The question.
-        prepare: Prepare,
-        /// When the vote comes too late.
-        deadline: Instant,
-    },
-    /// Let a shard commit by itself.
-    CommitOnePhase {
-        /// The shard.
-        shard: ShardId,
-        /// The transaction.
-        commit: CommitOnePhase,
-        /// When to ask for the outcome instead.
-        deadline: Instant,
-    },
-    /// Ask a shard for the outcome of a one-shard transaction, for ever.
-    AskShard {
-        /// The shard.
-        shard: ShardId,
-        /// The transaction.
-        txn: TxnId,
-    },
-    /// Propose these decisions.
-    Decide(Vec<Decision>),
-    /// Propose that these can never commit.
-    Refuse(Vec<TxnId>),
-    /// Propose that these are finished.
-    Forget(Vec<TxnId>),
-    /// Propose this ceiling.
-    Ceiling(Timestamp),
-    /// Propose to give up outcomes of transactions that began before this.
-    Retire(Timestamp),
-    /// Tell a shard what was decided.
-    Finish {
-        /// The shard.
-        shard: ShardId,
-        /// The decisions.
-        decisions: Vec<(TxnId, Word)>,
-    },
-    /// Ask a shard for prepared transactions, until it answers.
-    Collect {
-        /// The shard.
-        shard: ShardId,
-        /// After this one.
-        after: Option<TxnId>,
-    },
-    /// Answer a request.
-    Answer {
-        /// The request.
-        id: RequestId,
-        /// The answer.
-        answer: Answer,
-    },
-}
-
-/// How a request about a transaction is answered.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Answer {
-    /// This is how it ended.
-    Ended(Outcome),
-    /// It began longer ago than outcomes are kept.
-    Expired,
-    /// The request is refused.
-    Rejected(Reject),
-}
-
 /// A transaction that something is being done about.
 #[derive(Debug)]
 struct Flight {
@@ -274,36 +102,6 @@ enum Phase {
     /// The fence stands; these shards have not said yet that they know of no commit. One that keeps
     /// no outcomes of that age any more cannot say so.
     Asking { cause: Cause, shards: BTreeSet<ShardId>, expired: bool },
-}
-
-/// Transactions that this leader must not start.
-#[derive(Default, Debug)]
-struct Refused {
-    txns: BTreeSet<TxnId>,
-    /// All that began before this are refused.
-    before: Timestamp,
-}
-
-impl Refused {
-    fn insert(&mut self, txn: TxnId) {
-        self.txns.insert(txn);
-        if self.txns.len() > REFUSED_MAX
-            && let Some(oldest) = self.txns.pop_first()
-        {
-            self.before = oldest.start.next();
-        }
-    }
-
-    fn contains(&self, txn: TxnId) -> bool {
-        txn.start < self.before || self.txns.contains(&txn)
-    }
-
-    /// Those that are too old to be started anyway need not be remembered.
-    fn prune(&mut self, too_old: Timestamp) {
-        while self.txns.first().is_some_and(|txn| txn.start < too_old) {
-            self.txns.pop_first();
-        }
-    }
 }
 
 /// The volatile side of the coordinators' leader.
@@ -388,34 +186,6 @@ impl Leader {
             self.effects.push_back(Effect::Ceiling(ceiling));
         }
         first
-    }
-
-    /// Tells a shard what is known of transactions that it has prepared. To be asked only after a
-    /// read barrier.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn resolve(
-        &mut self,
-        txns: &[TxnId],
-        state: &State,
-        view: &impl View,
-    ) -> io::Result<Vec<Resolution>> {
-        txns.iter().map(|txn| self.resolution(*txn, state, view)).collect()
-    }
-
-    fn resolution(&mut self, txn: TxnId, state: &State, view: &impl View) -> io::Result<Resolution> {
-        if self.flights.contains_key(&txn) {
-            return Ok(Resolution::InFlight);
-        }
-        if let Some(decision) = state.unfinished().get(&txn) {
-            return Ok(Resolution::Committed { commit_ts: decision.commit_ts });
-        }
-        if let Some(Record::Committed { commit_ts }) = view.record(txn)? {
-            return Ok(Resolution::Committed { commit_ts });
-        }
-        self.refused.insert(txn);
-        Ok(Resolution::Aborted)
     }
 
     /// Takes in what happened.
@@ -697,43 +467,6 @@ impl Leader {
         }
     }
 
-    fn one_phase(&mut self, txn: TxnId, shard: ShardId, answer: OnePhase) {
-        let Some(flight) = self.flights.get_mut(&txn) else {
-            return;
-        };
-        match (&mut flight.phase, answer) {
-            // Nobody waits, and whoever asks later asks the shard again.
-            (Phase::OnePhase | Phase::Asking { .. }, OnePhase::Unknown) if flight.waiters.is_empty() => {
-                self.drop_flight(txn);
-            }
-            (Phase::OnePhase | Phase::Asking { .. }, OnePhase::Unknown) => {
-                self.effects.push_back(Effect::AskShard { shard, txn });
-            }
-            (Phase::OnePhase | Phase::Asking { .. }, OnePhase::Ended(Outcome::Committed { commit_ts })) => {
-                if self.oracle.observe(commit_ts) {
-                    self.end(txn, Answer::Ended(Outcome::Committed { commit_ts }));
-                } else {
-                    flight.phase = Phase::Covering { commit_ts };
-                }
-            }
-            (Phase::OnePhase, OnePhase::Ended(Outcome::Aborted { cause })) => {
-                self.end(txn, Answer::Ended(Outcome::Aborted { cause }));
-            }
-            (Phase::OnePhase, OnePhase::Expired) => self.end(txn, Answer::Expired),
-            (Phase::Asking { cause, shards, expired }, said) => {
-                *expired |= said == OnePhase::Expired;
-                shards.remove(&shard);
-                if shards.is_empty() && *expired {
-                    self.end(txn, Answer::Expired);
-                } else if shards.is_empty() {
-                    let cause = cause.clone();
-                    self.abort(txn, cause);
-                }
-            }
-            _ => {}
-        }
-    }
-
     /// The ceiling is higher: whoever waited for it goes on.
     fn time_passed(&mut self, now: Now) {
         let waiting: Vec<TxnId> = self
@@ -757,135 +490,6 @@ impl Leader {
                 _ => {}
             }
         }
-    }
-
-    // --- questions ------------------------------------------------------------------------------
-
-    /// Finds out how a transaction ended, and makes sure that it stays so.
-    #[expect(clippy::too_many_arguments, reason = "a private step that two events share")]
-    fn ask(
-        &mut self,
-        id: RequestId,
-        txn: TxnId,
-        participants: &[ParticipantId],
-        cause: Cause,
-        shards: BTreeSet<ShardId>,
-        state: &State,
-        view: &impl View,
-    ) {
-        if let Some(flight) = self.flights.get_mut(&txn) {
-            return flight.waiters.push(id);
-        }
-        if txn.start > self.oracle.last() {
-            let reason = format!("transaction {txn} begins in the future");
-            return self.reject(id, Reject::malformed(reason));
-        }
-        let known = state.catalog().map_or(0, |catalog| catalog.settings.shards);
-        if participants.iter().any(|participant| participant.shard().is_none_or(|shard| shard.0 >= known)) {
-            let reason = format!("transaction {txn} names a shard that is not");
-            return self.reject(id, Reject::malformed(reason));
-        }
-        if self.flights.len() >= 2 * self.limits.in_flight_max {
-            return self.reject(id, Reject::overloaded(Duration::from_millis(50)));
-        }
-        let phase = if let [ParticipantId::Shard(shard)] = participants {
-            // The shard is the one to ask; a fence there keeps it from committing later.
-            self.effects.push_back(Effect::AskShard { shard: *shard, txn });
-            Phase::OnePhase
-        } else {
-            match view.record(txn) {
-                Err(error) => return self.reject(id, Reject::Internal { reason: error.to_string() }),
-                Ok(Some(Record::Refused)) if !shards.is_empty() => {}
-                Ok(Some(record)) => return self.answer_record(id, record),
-                Ok(None) => {}
-            }
-            if txn.start < state.marks().outcomes_before {
-                return self.effects.push_back(Effect::Answer { id, answer: Answer::Expired });
-            }
-            self.effects.push_back(Effect::Refuse(vec![txn]));
-            Phase::Refusing { cause, shards }
-        };
-        self.flights.insert(txn, Flight { waiters: vec![id], bytes: 0, phase });
-    }
-
-    fn page(&mut self, shard: ShardId, txns: &[TxnId], more: bool, state: &State, view: &impl View) {
-        if let Some((shard, after)) = self.recovery.page(shard, txns, more) {
-            self.effects.push_back(Effect::Collect { shard, after });
-        }
-        for txn in txns {
-            // What is unfinished is on its way already; what is in flight was begun by this leader.
-            if state.unfinished().contains_key(txn) {
-                continue;
-            }
-            let word = match self.resolution(*txn, state, view) {
-                Ok(Resolution::Committed { commit_ts }) => Word::Commit { commit_ts },
-                Ok(Resolution::Aborted) => Word::Abort,
-                // The shard will ask again.
-                Ok(Resolution::InFlight) | Err(_) => continue,
-            };
-            self.courier.enqueue(shard, *txn, word);
-        }
-    }
-
-    // --- endings --------------------------------------------------------------------------------
-
-    /// Presumed abort: nothing is logged, whoever may have prepared is told, and this leader never
-    /// starts it again.
-    fn abort(&mut self, txn: TxnId, cause: Cause) {
-        if let Some(flight) = self.flights.get(&txn) {
-            let participants = match &flight.phase {
-                Phase::Voting { ballot, .. } => ballot.participants().to_vec(),
-                Phase::Deciding(decision) => decision.participants.clone(),
-                Phase::AwaitingTime { .. }
-                | Phase::OnePhase
-                | Phase::Covering { .. }
-                | Phase::Refusing { .. }
-                | Phase::Asking { .. } => Vec::new(),
-            };
-            self.courier.dispatch(txn, Word::Abort, &participants);
-        }
-        self.end(txn, Answer::Ended(Outcome::Aborted { cause }));
-    }
-
-    fn drop_flight(&mut self, txn: TxnId) -> Option<Flight> {
-        let flight = self.flights.remove(&txn)?;
-        self.bytes -= flight.bytes;
-        Some(flight)
-    }
-
-    fn end(&mut self, txn: TxnId, answer: Answer) {
-        let Some(flight) = self.drop_flight(txn) else {
-            return;
-        };
-        match &answer {
-            Answer::Ended(Outcome::Committed { .. }) => self.committed += 1,
-            Answer::Ended(Outcome::Aborted { .. }) => {
-                self.aborted += 1;
-                self.refused.insert(txn);
-            }
-            Answer::Expired | Answer::Rejected(_) => self.refused.insert(txn),
-        }
-        for id in flight.waiters {
-            self.effects.push_back(Effect::Answer { id, answer: answer.clone() });
-        }
-    }
-
-    fn reject(&mut self, id: RequestId, reject: Reject) {
-        self.effects.push_back(Effect::Answer { id, answer: Answer::Rejected(reject) });
-    }
-
-    fn answer_record(&mut self, id: RequestId, record: Record) {
-        match record {
-            Record::Committed { commit_ts } => {
-                let outcome = Outcome::Committed { commit_ts };
-                self.effects.push_back(Effect::Answer { id, answer: Answer::Ended(outcome) });
-            }
-            Record::Refused => self.answer_aborted(id, Cause::Settled),
-        }
-    }
-
-    fn answer_aborted(&mut self, id: RequestId, cause: Cause) {
-        self.effects.push_back(Effect::Answer { id, answer: Answer::Ended(Outcome::Aborted { cause }) });
     }
 
     fn flush_forget(&mut self) {
