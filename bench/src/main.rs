@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use troth_protocol::process::runtime;
+use troth_protocol::process::{runtime, work_in_batches};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -29,6 +29,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let Command::Transfer(options) = Flags::parse().command;
+    // Here clients and servers share a machine, where in earnest they do not: a client that wakes up
+    // shall not push a server aside.
+    work_in_batches();
     let report = runtime(None)
         .context("cannot start the runtime")
         .and_then(|runtime| runtime.block_on(transfer::run(&options)));
