@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::id::ShardId;
 use crate::limits::KEY_BYTES_MAX;
 
-/// A key: up to [`KEY_BYTES_MAX`](crate::limits::KEY_BYTES_MAX) bytes, ordered bytewise.
+/// A key: up to [`KEY_BYTES_MAX`] bytes, ordered bytewise.
 #[derive(
     Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
 )]
