@@ -28,7 +28,7 @@ pub struct ServerFlags {
     /// This server's number: unique among its kind, and never changed.
     #[arg(long)]
     id: Option<u64>,
-    /// Where to listen; port 0: the system chooses one and <data>/address tells.
+    /// Where to listen; port 0: the system chooses one, and `address` in the data folder tells.
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
     /// Where others find this server, if not where it listens.
