@@ -147,7 +147,7 @@ impl File {
             replicas,
             nodes,
             limits: self.resolve_limits(source)?,
-            timing: Timing { heartbeat, election },
+            timing: Timing { heartbeat, election, stall: self.raft.stall(timing.stall, source)? },
             log_entries_max: self.raft.log_entries(source)?,
             coordinators: self.coordinator,
         })

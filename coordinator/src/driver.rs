@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use troth_protocol::message::admin::CoordinatorStatus;
+use troth_protocol::fault;
+use troth_protocol::message::admin::{CoordinatorStatus, FaultPoint, TxnKnowledge};
 use troth_protocol::message::coordinator::{Request, Response};
 use troth_protocol::message::shard::{self, CommitOnePhase, Prepare};
 use troth_protocol::routing::{Resend, RouteError, Router};
@@ -22,13 +23,20 @@ use troth_replication::{
     Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
 };
 
-use crate::command::{Command, Output, Settings};
+use crate::command::{Command, Output, Record, Settings};
 use crate::leader::{Answer, Effect, Event, Leader, Limits, OnePhase};
 use crate::machine::{CoordinatorMachine, Core, Inner as CoreInner};
 use crate::recovery::PAGE;
+use crate::state::View;
 
 /// Timestamps that one request may ask for.
 const TIMESTAMPS_MAX: u32 = 4096;
+
+/// How long what is under way may take to end before leadership is handed over, how often that is
+/// looked at, and after which silence another coordinator cannot have it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+const DRAIN_POLL: Duration = Duration::from_millis(1);
+const SILENT_MAX: Duration = Duration::from_millis(500);
 
 /// How long one attempt to reach a shard may take, for what is repeated until it succeeds.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,6 +59,8 @@ struct Inner {
     group: Group<CoordinatorMachine>,
     router: Arc<Router>,
     next_request: AtomicU64,
+    /// Nothing new is admitted: leadership is about to be handed over.
+    handing_over: watch::Sender<bool>,
     /// When each participant last made itself known to this leader.
     seen: Mutex<HashMap<NodeId, Instant>>,
     stop: CancellationToken,
@@ -94,6 +104,7 @@ impl Coordinator {
             group,
             router,
             next_request: AtomicU64::new(0),
+            handing_over: watch::channel(false).0,
             seen: Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -101,6 +112,7 @@ impl Coordinator {
         inner.tasks.spawn(inner.clone().follow_leadership());
         inner.tasks.spawn(inner.clone().drive());
         inner.tasks.spawn(inner.clone().follow_map());
+        inner.tasks.spawn(inner.clone().watch_the_disk());
         Ok(Coordinator { inner })
     }
 
@@ -118,6 +130,7 @@ impl Coordinator {
         match request {
             Request::Timestamps { count } => inner.timestamps(count, deadline).await,
             Request::Commit(commit) => {
+                fault::pass(FaultPoint::CommitReceived).await;
                 let txn = commit.txn;
                 let deadline_std = deadline.into_std();
                 let event = |id| Event::Commit { id, commit, deadline: deadline_std };
@@ -127,10 +140,36 @@ impl Coordinator {
                 let event = |id| Event::Outcome { id, txn, participants };
                 inner.ask_leader(txn, event, deadline).await
             }
+            Request::WhoLeads => inner.who_leads().await,
             Request::Map { known } => Ok(inner.map(known)),
             Request::Register { node, folder, known } => inner.register(node, folder, known).await,
             Request::Resolve { txns } => inner.resolve(&txns).await,
         }
+    }
+
+    /// Hands leadership to another coordinator, and returns which one has it. What is under way is
+    /// finished first, and whatever else arrives waits; so no transaction fails by it.
+    ///
+    /// # Errors
+    /// If this one does not lead, the other one is not fit to, or what is under way does not end
+    /// within [`DRAIN_TIMEOUT`]; this one leads on then.
+    pub async fn switchover(&self, to: Option<NodeId>, deadline: Instant) -> Result<NodeId, Reject> {
+        self.inner.switchover(to, deadline).await
+    }
+
+    /// What it knows of a transaction.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn knowledge(&self, txn: TxnId) -> Result<TxnKnowledge, Reject> {
+        let core = &self.inner.core;
+        let record =
+            core.view().record(txn).map_err(|error| Reject::Internal { reason: error.to_string() })?;
+        let decision = record.map(|record| match record {
+            Record::Committed { commit_ts } => shard::Decision::Commit { commit_ts },
+            Record::Refused => shard::Decision::Abort,
+        });
+        Ok(TxnKnowledge { decision, shards: Vec::new(), moments: core.timeline.of(txn), audit: Vec::new() })
     }
 
     /// How it is.
@@ -181,10 +220,78 @@ impl Inner {
 
     // --- requests -------------------------------------------------------------------------------
 
+    async fn who_leads(&self) -> Result<Response, Reject> {
+        self.group.read_barrier().await?;
+        if self.core.lock().leader.is_none() { Err(self.not_leader()) } else { Ok(Response::Leading) }
+    }
+
+    /// Waits while leadership is being handed over.
+    async fn until_admitted(&self, deadline: Instant) -> Result<(), Reject> {
+        let mut handing_over = self.handing_over.subscribe();
+        match timeout_at(deadline, handing_over.wait_for(|handing_over| !handing_over)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Reject::overloaded(ATTEMPT_PAUSE)),
+        }
+    }
+
+    async fn switchover(&self, to: Option<NodeId>, deadline: Instant) -> Result<NodeId, Reject> {
+        self.group.read_barrier().await?;
+        let to = self.fit_to_lead(to)?;
+        if self.handing_over.send_replace(true) {
+            return Err(Reject::overloaded(ATTEMPT_PAUSE));
+        }
+        let _admits_again = scopeguard::guard(&self.handing_over, |handing_over| {
+            handing_over.send_replace(false);
+        });
+        let drained = deadline.min(Instant::now() + DRAIN_TIMEOUT);
+        let follows = || {
+            let followers = self.group.followers();
+            followers.iter().any(|follower| follower.node == to && follower.behind == 0)
+        };
+        loop {
+            let in_flight = match &self.core.lock().leader {
+                Some(leader) => leader.in_flight(),
+                None => return Err(self.not_leader()),
+            };
+            if in_flight == 0 && follows() {
+                break;
+            }
+            if Instant::now() >= drained {
+                tracing::warn!(in_flight, "the switchover is called off: not all under way has ended");
+                return Err(Reject::overloaded(DRAIN_TIMEOUT));
+            }
+            sleep(DRAIN_POLL).await;
+        }
+        self.group.transfer_leader(to, DRAIN_TIMEOUT).await?;
+        tracing::info!(%to, "leadership is handed over");
+        Ok(to)
+    }
+
+    /// The coordinator that shall lead, if it can.
+    fn fit_to_lead(&self, wanted: Option<NodeId>) -> Result<NodeId, Reject> {
+        let successor =
+            || self.group.successor().ok_or_else(|| Reject::malformed("no other coordinator can lead now"));
+        let Some(wanted) = wanted else {
+            return successor();
+        };
+        if wanted == self.id {
+            return Err(Reject::malformed(format!("coordinator {wanted} leads already")));
+        }
+        let followers = self.group.followers();
+        match followers.iter().find(|follower| follower.node == wanted) {
+            None => Err(Reject::malformed(format!("there is no coordinator {wanted}"))),
+            Some(follower) if follower.silent.is_none_or(|silent| silent > SILENT_MAX) => {
+                Err(Reject::malformed(format!("coordinator {wanted} does not answer")))
+            }
+            Some(_) => Ok(wanted),
+        }
+    }
+
     async fn timestamps(&self, count: u32, deadline: Instant) -> Result<Response, Reject> {
         if count > TIMESTAMPS_MAX {
             return Err(Reject::malformed(format!("at most {TIMESTAMPS_MAX} timestamps at once")));
         }
+        self.until_admitted(deadline).await?;
         loop {
             self.group.read_barrier().await?;
             let now = self.core.now();
@@ -217,20 +324,26 @@ impl Inner {
         event: impl FnOnce(u64) -> Event,
         deadline: Instant,
     ) -> Result<Response, Reject> {
-        // An answer may be *aborted*, which only a leader may say.
-        self.group.read_barrier().await?;
         let id = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
-        let request = {
+        let request = loop {
+            self.until_admitted(deadline).await?;
+            // An answer may be *aborted*, which only a leader may say.
+            self.group.read_barrier().await?;
             let mut core = self.core.lock();
             if core.leader.is_none() {
                 return Err(self.not_leader());
             }
+            // Looked at under the lock under which the handing over counts what is under way.
+            if *self.handing_over.borrow() {
+                continue;
+            }
             core.requests.insert(id, sender);
             self.core.handle(&mut core, event(id));
-            Waiting { core: &self.core, id, txn }
+            break Waiting { core: &self.core, id, txn };
         };
         let answer = timeout_at(deadline, answer).await;
+        fault::pass(FaultPoint::BeforeReply).await;
         drop(request);
         match answer {
             Ok(Ok(Answer::Ended(outcome))) => Ok(Response::Outcome(outcome)),
@@ -339,6 +452,10 @@ impl Inner {
         self.core.perform(&mut core);
     }
 
+    async fn watch_the_disk(self: Arc<Inner>) {
+        self.stop.run_until_cancelled(self.group.step_down_on_stalls()).await;
+    }
+
     /// Keeps the router's map as new as the state's.
     async fn follow_map(self: Arc<Inner>) {
         let mut epoch = self.core.map_epoch.subscribe();
@@ -363,7 +480,7 @@ impl Inner {
                 (std::mem::take(&mut core.todo), leader)
             };
             if let Some((epoch, _)) = leader {
-                Errand { inner: self.clone(), epoch }.perform(todo);
+                Errand { inner: self.clone(), epoch }.perform(todo).await;
             }
             let timeout = leader.map(|(_, timeout)| timeout);
             let due = async {
@@ -398,7 +515,12 @@ struct Errand {
 
 impl Errand {
     /// Starts everything that is to be done. Decisions that wait share one entry of the log.
-    fn perform(&self, todo: Vec<Effect>) {
+    async fn perform(&self, todo: Vec<Effect>) {
+        let preparing =
+            |effect: &Effect| matches!(effect, Effect::Prepare { .. } | Effect::CommitOnePhase { .. });
+        if todo.iter().any(preparing) {
+            fault::pass(FaultPoint::BeforePrepare).await;
+        }
         let (mut decisions, mut refusals) = (Vec::new(), Vec::new());
         for effect in todo {
             match effect {
@@ -417,11 +539,15 @@ impl Errand {
                     self.spawn(self.clone().commit_one_phase(shard, commit, deadline.into()));
                 }
                 Effect::AskShard { shard, txn } => self.spawn(self.clone().ask_shard(shard, txn)),
-                Effect::Finish { shard, decisions } => self.spawn(self.clone().finish(shard, decisions)),
+                Effect::Finish { shard, decisions } => {
+                    fault::pass(FaultPoint::BeforeFinish).await;
+                    self.spawn(self.clone().finish(shard, decisions));
+                }
                 Effect::Collect { shard, after } => self.spawn(self.clone().collect(shard, after)),
             }
         }
         if !decisions.is_empty() {
+            fault::pass(FaultPoint::BeforeDecide).await;
             let txns = decisions.iter().map(|decision| decision.txn).collect();
             self.propose_for(txns, &Command::Decide { epoch: self.epoch, decisions });
         }
@@ -507,6 +633,7 @@ impl Errand {
                 None
             }
         };
+        fault::pass(FaultPoint::VoteReceived).await;
         self.tell(Event::Voted { txn, participant: ParticipantId::Shard(shard), vote });
     }
 
@@ -530,7 +657,9 @@ impl Errand {
         let request = shard::Request::Finish { epoch: self.epoch, decisions: decisions.clone() };
         let answer = self.call(shard, request, Instant::now() + ATTEMPT_TIMEOUT).await;
         let ok = matches!(answer, Ok(shard::Response::Finished));
-        if !ok {
+        if ok {
+            fault::pass(FaultPoint::FinishAcknowledged).await;
+        } else {
             sleep(ATTEMPT_PAUSE).await;
         }
         self.tell(Event::Delivered { shard, decisions, ok });

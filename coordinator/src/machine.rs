@@ -11,11 +11,13 @@ use std::time::Instant;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot, watch};
 use troth_protocol::clock::Clock;
+use troth_protocol::message::shard::{Decision as Word, Vote};
+use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::{decode, encode};
 use troth_protocol::{MapEpoch, TxnId};
 use troth_replication::{Batch, Committed, Family, Machine, Span, Store};
 
-use crate::command::{Command, Decision, Output, Record};
+use crate::command::{Command, Decision, Output, Record, Verdict};
 use crate::leader::{Answer, Effect, Event, Leader, Now, RequestId};
 use crate::state::{Catalog, Marks, Mutation, State, View};
 
@@ -44,6 +46,8 @@ pub struct Core {
     pub changed: Notify,
     /// The version of the cluster map.
     pub map_epoch: watch::Sender<MapEpoch>,
+    /// What happened to transactions lately.
+    pub timeline: Timeline,
 }
 
 /// What the lock protects.
@@ -69,6 +73,7 @@ impl Core {
             clock: clock.clone(),
             changed: Notify::new(),
             map_epoch: watch::channel(MapEpoch(0)).0,
+            timeline: Timeline::new(clock),
         })
     }
 
@@ -92,8 +97,86 @@ impl Core {
         let Inner { state, leader: Some(leader), .. } = inner else {
             return;
         };
+        self.note_event(&event);
         leader.handle_event(self.now(), event, state, &self.view());
         self.perform(inner);
+    }
+
+    fn note_event(&self, event: &Event) {
+        let note = |txn: &TxnId, shard, what| self.timeline.note(*txn, shard, what);
+        match event {
+            Event::Commit { commit, .. } if commit.resubmission => {
+                note(&commit.txn, None, "commit asked about again")
+            }
+            Event::Commit { commit, .. } => note(&commit.txn, None, "commit received"),
+            Event::Outcome { txn, .. } => note(txn, None, "outcome asked for"),
+            Event::Voted { txn, participant, vote } => {
+                let what = match vote {
+                    Some(Vote::Yes { .. }) => "voted yes",
+                    Some(Vote::No { .. }) => "voted no",
+                    None => "did not vote",
+                };
+                note(txn, participant.shard(), what);
+            }
+            Event::OnePhase { txn, shard, .. } => note(txn, Some(*shard), "answered"),
+            Event::Applied { verdicts } => {
+                for (txn, verdict) in verdicts {
+                    let what = match verdict {
+                        Verdict::Recorded(Record::Committed { .. }) => "decided: committed",
+                        Verdict::Recorded(Record::Refused) => "fenced off: it never commits",
+                        Verdict::Superseded => "a newer leader has taken over",
+                        Verdict::Expired => "too old to be decided",
+                    };
+                    note(txn, None, what);
+                }
+            }
+            Event::Delivered { shard, decisions, ok: true } => {
+                for (txn, _) in decisions {
+                    note(txn, Some(*shard), "finished");
+                }
+            }
+            Event::Page { shard, txns, .. } => {
+                for txn in txns {
+                    note(txn, Some(*shard), "found in doubt");
+                }
+            }
+            Event::Delivered { ok: false, .. }
+            | Event::NotProposed { .. }
+            | Event::GaveUp { .. }
+            | Event::Ceiling(_)
+            | Event::NoCeiling => {}
+        }
+    }
+
+    fn note_effect(&self, effect: &Effect) {
+        let note = |txn: &TxnId, shard, what| self.timeline.note(*txn, shard, what);
+        match effect {
+            Effect::Prepare { shard, prepare, .. } => note(&prepare.txn, Some(*shard), "asked to prepare"),
+            Effect::CommitOnePhase { shard, commit, .. } => {
+                note(&commit.txn, Some(*shard), "asked to commit")
+            }
+            Effect::AskShard { shard, txn } => note(txn, Some(*shard), "asked for the outcome"),
+            Effect::Decide(decisions) => {
+                for decision in decisions {
+                    note(&decision.txn, None, "all voted yes, decision proposed");
+                }
+            }
+            Effect::Finish { shard, decisions } => {
+                for (txn, word) in decisions {
+                    let what = match word {
+                        Word::Commit { .. } => "told to finish: committed",
+                        Word::Abort => "told to finish: aborted",
+                    };
+                    note(txn, Some(*shard), what);
+                }
+            }
+            Effect::Refuse(_)
+            | Effect::Forget(_)
+            | Effect::Ceiling(_)
+            | Effect::Retire(_)
+            | Effect::Collect { .. }
+            | Effect::Answer { .. } => {}
+        }
     }
 
     /// Performs what the leader wants done, and wakes the driver's task for the rest.
@@ -107,7 +190,10 @@ impl Core {
                         let _ = request.send(answer);
                     }
                 }
-                other => inner.todo.push(other),
+                other => {
+                    self.note_effect(&other);
+                    inner.todo.push(other);
+                }
             }
         }
         if !inner.todo.is_empty() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 use troth_protocol::clock::Clock;
+use troth_protocol::fault;
 use troth_protocol::message::{Request, Response, admin, coordinator};
 use troth_protocol::net::tls::Credentials;
 use troth_protocol::net::{BoxFuture, Identity, Peer, Service, Transport};
@@ -123,6 +124,19 @@ impl Service for Front {
                     GroupId::Coordinator => coordinator.group().step(request).await.map(Response::Raft),
                     GroupId::Shard(_) => Err(Reject::malformed("this is a coordinator")),
                 },
+                Request::Admin(admin::Request::Fault(request)) => {
+                    Ok(Response::Admin(admin::Response::Faults(fault::handle(request))))
+                }
+                Request::Admin(admin::Request::Switchover { to }) => {
+                    let switched = coordinator.switchover(to, deadline).await;
+                    switched.map(|to| Response::Admin(admin::Response::Switched { to }))
+                }
+                Request::Admin(admin::Request::Txn { txn }) => {
+                    coordinator.knowledge(txn).map(|known| Response::Admin(admin::Response::Txn(known)))
+                }
+                Request::Admin(admin::Request::InDoubt | admin::Request::Resolve { .. }) => {
+                    Err(Reject::malformed("this is a coordinator, not a participant"))
+                }
                 Request::Admin(admin::Request::Status) => {
                     Ok(Response::Admin(admin::Response::Coordinator(coordinator.status())))
                 }

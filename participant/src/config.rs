@@ -129,7 +129,7 @@ impl File {
         }
         let timing = Timing::default();
         let (heartbeat, election) = self.raft.timing(timing.heartbeat, timing.election, source)?;
-        let timing = Timing { heartbeat, election };
+        let timing = Timing { heartbeat, election, stall: self.raft.stall(timing.stall, source)? };
         let log_entries_max = self.raft.log_entries(source)?;
         let seconds = |value: Option<u64>, default| value.map_or(default, Duration::from_secs);
         let version_retention = seconds(self.retention.versions_s, VERSION_RETENTION);

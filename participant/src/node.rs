@@ -17,14 +17,17 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use troth_protocol::clock::Clock;
-use troth_protocol::message::admin::{self, ParticipantStatus};
+use troth_protocol::fault;
+use troth_protocol::message::admin::{self, ParticipantStatus, TxnKnowledge};
+use troth_protocol::message::shard::Decision;
 use troth_protocol::message::{Request, Response, coordinator};
 use troth_protocol::net::{BoxFuture, Identity, Peer, Service};
 use troth_protocol::routing::{Resend, RouteError, Router};
+use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::{decode, encode};
 use troth_protocol::{
     ClusterId, ClusterMap, FolderId, GroupId, MapEpoch, Node as NodeRecord, NodeId, Reject, ShardId,
-    Timestamp,
+    Timestamp, TxnId,
 };
 use troth_replication::{Directory, GroupConfig, LogWriter, StartError, Store, families::META};
 
@@ -35,6 +38,18 @@ use crate::shard::Shard;
 /// How often a node makes itself known: while it waits for the first map, and after.
 const REGISTER_EAGERLY: Duration = Duration::from_millis(50);
 const REGISTER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a node looks for leaderships that another one should have, and how often in a row that one
+/// must have been found fit before it is handed one.
+const SHARE_INTERVAL: Duration = Duration::from_millis(500);
+const FIT_TIMES: u32 = 6;
+
+/// Fit is who was heard of within this time, and is this many entries behind at most.
+const SILENT_MAX: Duration = Duration::from_millis(500);
+const BEHIND_MAX: u64 = 256;
+
+/// How long a change of leaders may take.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the shards may take to note that old versions are given up.
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +67,7 @@ pub struct Node {
     writer: LogWriter,
     router: Arc<Router>,
     clock: Clock,
+    timeline: Arc<Timeline>,
     shards: RwLock<BTreeMap<ShardId, Shard>>,
     failure: watch::Sender<Option<String>>,
     stop: CancellationToken,
@@ -116,6 +132,7 @@ impl Node {
             store,
             writer,
             router,
+            timeline: Arc::new(Timeline::new(&clock)),
             clock,
             shards: RwLock::default(),
             failure: watch::channel(None).0,
@@ -128,6 +145,7 @@ impl Node {
         }
         node.tasks.spawn(node.clone().stay_registered());
         node.tasks.spawn(node.clone().retire());
+        node.tasks.spawn(node.clone().share_leading());
         Ok(node)
     }
 
@@ -176,8 +194,16 @@ impl Node {
                 timing: self.config.timing,
                 log_entries_max: self.config.log_entries_max,
             };
-            let started =
-                Shard::start(shard, config, &self.store, &self.writer, &self.router, &self.clock).await?;
+            let started = Shard::start(
+                shard,
+                config,
+                &self.store,
+                &self.writer,
+                &self.router,
+                &self.clock,
+                &self.timeline,
+            )
+            .await?;
             self.shards.write().insert(shard, started);
         }
         Ok(())
@@ -229,6 +255,44 @@ impl Node {
                 self.failure.send_replace(Some(reason));
             }
             Err(error) => tracing::debug!(%error, "cannot register now"),
+        }
+    }
+
+    /// Hands leaderships back to the nodes that should have them: one at a time, and only to a node
+    /// that has kept up for a while, so that one that is just back is not buried in them.
+    async fn share_leading(self: Arc<Node>) {
+        let mut fit: BTreeMap<ShardId, u32> = BTreeMap::new();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = sleep(SHARE_INTERVAL) => {}
+            }
+            let preferred = self.router.map().preferred_leaders();
+            let shards: Vec<(ShardId, Shard)> =
+                self.shards.read().iter().map(|(id, shard)| (*id, shard.clone())).collect();
+            let mut handed_over = false;
+            for (id, shard) in shards {
+                let wanted = preferred.get(usize::from(id.0)).filter(|node| **node != self.record.id);
+                let ready = wanted.filter(|node| {
+                    let followers = shard.group().followers();
+                    let follower = followers.iter().find(|follower| follower.node == **node);
+                    follower
+                        .is_some_and(|f| f.behind <= BEHIND_MAX && f.silent.is_some_and(|s| s < SILENT_MAX))
+                });
+                let Some(node) = ready else {
+                    fit.remove(&id);
+                    continue;
+                };
+                let times = fit.entry(id).or_default();
+                *times += 1;
+                if *times >= FIT_TIMES && !handed_over {
+                    handed_over = true;
+                    fit.remove(&id);
+                    if let Err(error) = shard.group().transfer_leader(*node, TRANSFER_PATIENCE).await {
+                        tracing::debug!(shard = %id, %error, "leadership was not handed over");
+                    }
+                }
+            }
         }
     }
 
@@ -315,6 +379,34 @@ impl Node {
         shard.ok_or_else(|| Reject::StaleMap { epoch: self.router.map().epoch })
     }
 
+    fn knowledge(&self, txn: TxnId) -> Result<TxnKnowledge, Reject> {
+        let unreadable = |error: io::Error| Reject::Internal { reason: error.to_string() };
+        let shards: Vec<Shard> = self.shards.read().values().cloned().collect();
+        let mut known = Vec::new();
+        for shard in shards {
+            known.extend(shard.knowledge(txn).map_err(unreadable)?);
+        }
+        let mut audit = Vec::new();
+        let (start, end) = (node_key(&format!("audit/{txn}/")), node_key(&format!("audit/{txn}0")));
+        let read = self.store.scan(META, &start, &end, |_, record| {
+            audit.push(String::from_utf8_lossy(record).into_owned());
+            true
+        });
+        read.map_err(|error| unreadable(error.into()))?;
+        Ok(TxnKnowledge { decision: None, shards: known, moments: self.timeline.of(txn), audit })
+    }
+
+    /// Ends a transaction by an operator's word, which is on record first.
+    async fn resolve(&self, id: ShardId, txn: TxnId, decision: Decision, note: String) -> Result<(), Reject> {
+        let shard = self.shard(id)?;
+        let unwritable = |error: io::Error| Reject::Internal { reason: error.to_string() };
+        let record = format!("{} ms: shard {id}: {decision:?}: {note}", self.clock.millis());
+        tracing::warn!(%txn, record, "an operator ends a transaction");
+        let key = node_key(&format!("audit/{txn}/{id}"));
+        self.writer.put_durably(META, &key, record.into_bytes()).await.map_err(unwritable)?;
+        shard.resolve(txn, decision).await
+    }
+
     fn status(&self) -> ParticipantStatus {
         ParticipantStatus {
             cluster: self.cluster,
@@ -345,6 +437,24 @@ impl Service for Front {
                     },
                     GroupId::Coordinator => Err(Reject::malformed("this is a participant")),
                 },
+                Request::Admin(admin::Request::Fault(request)) => {
+                    Ok(Response::Admin(admin::Response::Faults(fault::handle(request))))
+                }
+                Request::Admin(admin::Request::InDoubt) => {
+                    let shards: Vec<Shard> = node.shards.read().values().cloned().collect();
+                    let in_doubt = shards.iter().flat_map(Shard::in_doubt).collect();
+                    Ok(Response::Admin(admin::Response::InDoubt(in_doubt)))
+                }
+                Request::Admin(admin::Request::Txn { txn }) => {
+                    node.knowledge(txn).map(|known| Response::Admin(admin::Response::Txn(known)))
+                }
+                Request::Admin(admin::Request::Resolve { shard, txn, decision, note }) => {
+                    let resolved = node.resolve(shard, txn, decision, note).await;
+                    resolved.map(|()| Response::Admin(admin::Response::Resolved))
+                }
+                Request::Admin(admin::Request::Switchover { .. }) => {
+                    Err(Reject::malformed("only coordinators have a switchover"))
+                }
                 Request::Admin(admin::Request::Status) => {
                     Ok(Response::Admin(admin::Response::Participant(node.status())))
                 }

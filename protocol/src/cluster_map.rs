@@ -1,5 +1,7 @@
 //! The cluster map: who is there, and which nodes hold which shard.
 
+use std::collections::BTreeMap;
+
 use crate::id::{ClusterId, MapEpoch, NodeId, ShardId};
 use crate::ring::{Member, Placement, Ring};
 
@@ -52,6 +54,25 @@ impl ClusterMap {
         self.placement.get(usize::from(shard.0)).map_or(&[], Vec::as_slice)
     }
 
+    /// Which replica of each shard should lead it, so that each node leads its share: shard by shard
+    /// the replica whose node has the least to lead for its weight, the first of them if there are
+    /// several. Empty while nothing is placed.
+    pub fn preferred_leaders(&self) -> Vec<NodeId> {
+        let mut leads: BTreeMap<NodeId, u64> = BTreeMap::new();
+        let weight = |node: NodeId| u64::from(self.node(node).map_or(1, |node| node.weight).max(1));
+        let choose = |replicas: &Vec<NodeId>| {
+            // The shares are compared as fractions, without dividing.
+            let lighter = |a: &&NodeId, b: &&NodeId| {
+                let led = |node: &NodeId| leads.get(node).copied().unwrap_or(0) + 1;
+                (led(a) * weight(**b)).cmp(&(led(b) * weight(**a)))
+            };
+            let node = *replicas.iter().min_by(lighter).expect("a placed shard has replicas");
+            *leads.entry(node).or_default() += 1;
+            node
+        };
+        self.placement.iter().map(choose).collect()
+    }
+
     /// The ring of the participants.
     pub fn ring(&self) -> Ring {
         Ring::new(self.nodes.iter().map(|node| Member {
@@ -59,5 +80,43 @@ impl ClusterMap {
             weight: node.weight,
             zone: node.zone.clone(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(weights: &[u32], placement: &[&[u64]], expected: &[u64]) {
+        let node = |(at, weight): (usize, &u32)| Node {
+            id: NodeId(at as u64 + 1),
+            address: String::new(),
+            zone: String::new(),
+            weight: *weight,
+        };
+        let map = ClusterMap {
+            cluster: ClusterId::default(),
+            epoch: MapEpoch(1),
+            shards: placement.len() as u16,
+            replicas: 3,
+            coordinators: Vec::new(),
+            nodes: weights.iter().enumerate().map(node).collect(),
+            placement: placement
+                .iter()
+                .map(|nodes| nodes.iter().map(|node| NodeId(*node)).collect())
+                .collect(),
+        };
+        let leaders: Vec<u64> = map.preferred_leaders().into_iter().map(|node| node.0).collect();
+        assert_eq!(leaders, expected, "{weights:?} {placement:?}");
+    }
+
+    #[test]
+    fn every_node_leads_its_share() {
+        check(&[1, 1, 1], &[], &[]);
+        check(&[1, 1, 1], &[&[2, 1, 3][..]; 6], &[2, 1, 3, 2, 1, 3]);
+        // Twice the weight, twice the share.
+        check(&[2, 1, 1], &[&[3, 2, 1][..]; 8], &[1, 3, 2, 1, 1, 3, 2, 1]);
+        // Only a replica can lead.
+        check(&[1, 1, 1, 1], &[&[1, 2, 3], &[1, 2, 3], &[1, 2, 4], &[1, 2, 4]], &[1, 2, 4, 1]);
     }
 }

@@ -9,6 +9,8 @@
 //! | [`net`] | carrying frames: the [`net::Transport`] trait, QUIC with mutual TLS, and in memory |
 //! | [`routing`] | calling the leader of a group: redirects, deadlines, jittered backoff |
 //! | `process` | what the servers share: configuration files, logging, signals (feature `process`) |
+//! | `fault` | named instants at which a test can hold, stop or kill a server (feature `process`) |
+//! | [`timeline`] | what happened to transactions lately |
 //! | [`clock`] | the only place that reads the wall clock |
 //!
 //! Nothing here touches a disk. The pure modules (all but [`net`], [`routing`] and [`clock`])
@@ -16,6 +18,8 @@
 
 pub mod clock;
 pub mod cluster_map;
+#[cfg(feature = "process")]
+pub mod fault;
 pub mod id;
 pub mod key;
 pub mod limits;
@@ -26,6 +30,7 @@ pub mod process;
 pub mod reject;
 pub mod ring;
 pub mod routing;
+pub mod timeline;
 pub mod timestamp;
 pub mod wire;
 

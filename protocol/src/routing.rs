@@ -5,13 +5,18 @@
 //! own is stale, and pauses with jitter in between, all until the caller's deadline. It sends a
 //! request again only if that is harmless: if the request is idempotent, or if it certainly had no
 //! effect.
+//!
+//! A leader that has died or hangs says nothing. While a call waits for it, the router asks the other
+//! members who leads, and gives the call up as soon as one of them does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -23,6 +28,14 @@ use crate::reject::Reject;
 
 /// How long one attempt may take before another member is asked as well, if that is harmless.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A call that has waited this long for an answer makes the router ask the other members who leads,
+/// and so again and again.
+const SUSPECT_AFTER: Duration = Duration::from_millis(300);
+const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long a member may take to say whether it leads.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The shortest and longest pause between attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
@@ -81,6 +94,8 @@ pub struct Router {
     map: RwLock<Arc<ClusterMap>>,
     leaders: Mutex<HashMap<GroupId, Peer>>,
     refreshing: tokio::sync::Mutex<()>,
+    /// Groups whose members are being asked who leads.
+    probing: Mutex<HashSet<GroupId>>,
     /// Which coordinator is asked for the map first.
     map_source: AtomicUsize,
 }
@@ -103,6 +118,7 @@ impl Router {
             map: RwLock::new(Arc::new(empty)),
             leaders: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(()),
+            probing: Mutex::default(),
             map_source: AtomicUsize::new(0),
         }
     }
@@ -183,7 +199,7 @@ impl Router {
                 Resend::Idempotent => deadline.min(Instant::now() + ATTEMPT_TIMEOUT),
                 Resend::OnlyUnsent => deadline,
             };
-            let error = match self.transport.call(&peer, request.clone(), attempt_deadline).await {
+            let error = match self.attempt(group, &peer, request.clone(), attempt_deadline).await {
                 Ok(Response::Rejected(reject)) => RouteError::Rejected(reject),
                 Ok(response) => {
                     self.remember(group, peer);
@@ -208,6 +224,74 @@ impl Router {
                 continue;
             }
             self.pause(group, Some(&error), &mut pauses, deadline, error.clone()).await?;
+        }
+    }
+
+    /// Calls a member that is taken for the leader, until another one leads.
+    async fn attempt(
+        &self,
+        group: GroupId,
+        peer: &Peer,
+        request: Request,
+        deadline: Instant,
+    ) -> Result<Response, CallError> {
+        let mut call = self.transport.call(peer, request, deadline);
+        let mut suspect_at = Instant::now() + SUSPECT_AFTER;
+        loop {
+            let suspicion = async {
+                sleep_until(suspect_at).await;
+                self.leads_elsewhere(group, peer).await
+            };
+            tokio::select! {
+                biased;
+                answer = &mut call => return answer,
+                elsewhere = suspicion => if elsewhere {
+                    let reason = "another member leads now".to_owned();
+                    return Err(CallError::Lost { peer: peer.clone(), reason });
+                },
+            }
+            suspect_at = Instant::now() + PROBE_INTERVAL;
+        }
+    }
+
+    /// Whether another member leads than the one that is called. One call asks for all that wait.
+    async fn leads_elsewhere(&self, group: GroupId, called: &Peer) -> bool {
+        let known =
+            |router: &Router| router.leaders.lock().get(&group).is_some_and(|leader| leader != called);
+        if known(self) {
+            return true;
+        }
+        if !self.probing.lock().insert(group) {
+            return false;
+        }
+        let _probe = Probe { router: self, group };
+        let deadline = Instant::now() + PROBE_TIMEOUT;
+        let others = self.members(group).into_iter().filter(|member| member != called);
+        let mut answers: FuturesUnordered<_> =
+            others.map(|member| self.who_leads(group, member, deadline)).collect();
+        while let Some(leader) = answers.next().await {
+            if let Some(leader) = leader.filter(|leader| leader != called) {
+                tracing::debug!(%group, %called, %leader, "the leader has changed");
+                self.leaders.lock().insert(group, leader);
+                return true;
+            }
+        }
+        known(self)
+    }
+
+    /// Who leads, in the words of a member.
+    async fn who_leads(&self, group: GroupId, member: Peer, deadline: Instant) -> Option<Peer> {
+        let request = match group {
+            GroupId::Coordinator => Request::Coordinator(coordinator::Request::WhoLeads),
+            GroupId::Shard(shard) => Request::Shard { shard, request: shard::Request::WhoLeads },
+        };
+        match self.transport.call(&member, request, deadline).await {
+            Ok(
+                Response::Coordinator(coordinator::Response::Leading)
+                | Response::Shard(shard::Response::Leading),
+            ) => Some(member),
+            Ok(Response::Rejected(Reject::NotLeader { leader: Some(node) })) => self.member(group, node),
+            Ok(_) | Err(_) => None,
         }
     }
 
@@ -333,6 +417,18 @@ impl Router {
             GroupId::Coordinator => address(&map.coordinators).map(|address| Peer::coordinator(&address)),
             GroupId::Shard(_) => address(&map.nodes).map(|address| Peer::participant(&address)),
         }
+    }
+}
+
+/// The members of a group are being asked; over when dropped.
+struct Probe<'a> {
+    router: &'a Router,
+    group: GroupId,
+}
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        self.router.probing.lock().remove(&self.group);
     }
 }
 

@@ -322,26 +322,26 @@ mod tests {
         check_bytes(
             &frame(),
             expect![[r#"
-            54 52 54 48 01 01 00 00 00 00 01 09 00 00 05 dc
-            11 22 33 44 55 66 77 88 f5 85 4c 02 b2 49 2f 56
-            00 07 00 00 00 00 00 00 00 01 70 6f 73 74 67 72
-            65 73 73 65 65 6e fc ff ff ff 04 00 00 00 05 00
-            00 00 00 00 00 00 7b 6c 69 73 74 7d 2f 7b 6c 69
-            73 74 7d 30 f2 ff ff ff 07 00 00 00 01 f0 ff ff
-            ff 07 00 00 00 06 00 00 00 00 00 00 00 61 20 6b
-            65 79 20 74 68 61 74 20 69 73 20 6c 6f 6e 67 65
-            72 20 74 68 61 6e 20 61 20 77 6f 72 64 76 61 6c
-            75 65 67 6f 6e 65 d7 ff ff ff 20 00 00 00 01 ee
-            ff ff ff 05 00 00 00 eb ff ff ff 04 00 00 00 00
-            00 00 00 00 00 00 00 00 01 07 00 02 08 07 06 05
-            04 03 02 01 ff c0 ee ff c0 ee ff c0 03 00 00 00
-            00 00 00 00 09 00 00 00 00 00 00 00 44 ff ff ff
-            02 00 00 00 52 ff ff ff 01 00 00 00 68 ff ff ff
-            01 00 00 00 a2 ff ff ff 02 00 00 00 00 00 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-            00 00 00 00 00 00 00 00 00
-        "#]],
+                54 52 54 48 01 01 00 00 00 00 01 09 00 00 05 dc
+                11 22 33 44 55 66 77 88 76 03 a2 32 82 bc 26 69
+                00 07 00 00 00 00 00 00 00 01 70 6f 73 74 67 72
+                65 73 73 65 65 6e fc ff ff ff 04 00 00 00 05 00
+                00 00 00 00 00 00 7b 6c 69 73 74 7d 2f 7b 6c 69
+                73 74 7d 30 f2 ff ff ff 07 00 00 00 01 f0 ff ff
+                ff 07 00 00 00 06 00 00 00 00 00 00 00 61 20 6b
+                65 79 20 74 68 61 74 20 69 73 20 6c 6f 6e 67 65
+                72 20 74 68 61 6e 20 61 20 77 6f 72 64 76 61 6c
+                75 65 67 6f 6e 65 d7 ff ff ff 20 00 00 00 01 ee
+                ff ff ff 05 00 00 00 eb ff ff ff 04 00 00 00 00
+                00 00 00 00 00 00 00 00 01 07 00 03 08 07 06 05
+                04 03 02 01 ff c0 ee ff c0 ee ff c0 03 00 00 00
+                00 00 00 00 09 00 00 00 00 00 00 00 44 ff ff ff
+                02 00 00 00 52 ff ff ff 01 00 00 00 68 ff ff ff
+                01 00 00 00 a2 ff ff ff 02 00 00 00 00 00 00 00
+                00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+                00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+                00 00 00 00 00 00 00 00 00
+            "#]],
         );
     }
 
@@ -389,50 +389,57 @@ mod tests {
             Timestamps 113 f75b5f046acc9816
             Commit 280 518fef8dbc32d4e1
             Outcome 122 9a81ae1a0e942218
-            Map 113 5dc0a573cb1e7378
-            Register 132 f8d4b0706adc866a
-            Resolve 161 ea4061972506e49c
+            WhoLeads 113 b0cd28ab87d9f897
+            Map 113 4ad92492dc41b05a
+            Register 132 42fbd983a7dc4bff
+            Resolve 161 271eff698d502a44
             Read 130 82e432a41ddc1623
             Scan 114 2f3b96eb2629e105
-            Prepare 265 990e1707a8583487
-            CommitOnePhase 247 0b5e271c993ec23c
-            Finish 163 1ffe096746146969
-            Prepared 113 fbaf4b4810e13718
-            ShardOutcome 113 52f70310dbfd7d41
+            ShardWhoLeads 113 905e7fba4bb7691c
+            Prepare 265 ffe3e88abbf948bb
+            CommitOnePhase 247 6f76b246b0dfa8ad
+            Finish 163 67367d501b734fe7
+            Prepared 113 75095274b64ccee1
+            ShardOutcome 113 1f2fee2f7706f07d
             Raft 283 ac8480a890380be6
             Raft 113 66a45582b62694d3
             Raft 113 a8e8fc38c463440f
             Raft 113 d78443fe360b2ab8
             Raft 182 8f844f259645c689
             Status 113 3c477e21a5fceb16
+            InDoubt 113 9ec15edc62e699ab
+            Txn 113 67564380feabd4a1
+            ResolveByHand 113 bfb491da0b20e1af
+            Switchover 113 e13cbcd74305a32f
+            Fault 113 804deb08c589c2fc
             response 0 100 1bc5ba50e10bc68f
-            response 1 100 e2fc0730cbaaf401
-            response 2 100 d437ef8cabd637f4
-            response 3 265 824d889a8705a3ea
-            response 4 100 375bdd08653185bf
-            response 5 127 31f8db8bf9f4c2f2
-            response 6 117 c00b682fc01b56d1
-            response 7 130 aca770ff6a734a91
-            response 8 100 34116227601a6939
-            response 9 100 d3b4c8b191ac615a
-            response 10 100 f808c6892adce928
-            response 11 133 4c076face3b7070c
-            response 12 101 01b5172e4725a894
-            response 13 104 895508884a4598ef
-            response 14 101 b61ad6eea6ea585b
-            response 15 100 d0f1c4b3837e2a9b
-            response 16 100 2157de40e07417e5
-            response 17 100 d036d2ea9f58beb6
-            response 18 100 a5d4eb353698a64c
-            response 19 100 672387dc7252e32c
-            response 20 101 57cb675461d39d25
-            response 21 104 e076d5954256f45c
-            response 22 101 23c90262e1d37324
-            response 23 100 bf22849557a1c715
-            response 24 100 65c2245ceeb26503
-            response 25 100 632396c1dcb5b1f5
-            response 26 100 53715f1912730f7b
-            response 27 100 91e90a7f7f29fae7
+            response 1 100 9e24b6ba71fa6f91
+            response 2 100 243ed56a5d08d113
+            response 3 265 27136112e4ecadf0
+            response 4 100 5e16602db5493927
+            response 5 127 8fbc8b602ffea50d
+            response 6 117 84699d68b8304e8f
+            response 7 130 3bb4771acbdcb3e3
+            response 8 100 f7cd6e0a0da09a4b
+            response 9 100 f808c6892adce928
+            response 10 100 a92c0a25bb796d42
+            response 11 133 52ba73a706e61304
+            response 12 101 57cb675461d39d25
+            response 13 104 e076d5954256f45c
+            response 14 101 23c90262e1d37324
+            response 15 100 bf22849557a1c715
+            response 16 100 65c2245ceeb26503
+            response 17 100 632396c1dcb5b1f5
+            response 18 100 53715f1912730f7b
+            response 19 100 91e90a7f7f29fae7
+            response 20 101 d0c473722a3d480b
+            response 21 104 426d5e1b9817155d
+            response 22 101 b0df585e4a539f1c
+            response 23 100 7a9f61c9419d1cc6
+            response 24 100 104978ace1e92ffa
+            response 25 100 06b7482feb856df4
+            response 26 100 de16803c931c384c
+            response 27 100 f1b2bf7716426849
             response 28 100 6d87920f44ad1768
             response 29 100 475b7b9ad6c5d6d9
             response 30 100 87d346f4b848d91d
@@ -489,7 +496,7 @@ mod tests {
     #[test]
     fn the_samples_know_every_request() {
         let names: BTreeSet<_> = requests().iter().map(Request::name).collect();
-        assert_eq!(names.len(), 15, "{names:?}");
+        assert_eq!(names.len(), 22, "{names:?}");
     }
 
     #[test]

@@ -207,6 +207,31 @@ async fn what_may_have_happened_is_repeated_only_if_that_is_harmless() {
 }
 
 #[tokio::test]
+async fn a_silent_leader_is_given_up_as_soon_as_another_leads() {
+    let scripts = |second: Step| [("n1", vec![Hang]), ("n2", vec![second]), ("n3", vec![not_leader(2)])];
+    let ask = async |scripts: &[(&str, Vec<Step>)], resend| {
+        let scripts: Vec<(&str, &[Step])> = scripts.iter().map(|(name, steps)| (*name, &steps[..])).collect();
+        let scene = Scene::new(&scripts);
+        let since = Instant::now();
+        let answer = scene.ask_shard(resend, Duration::from_millis(1500)).await;
+        (answer, scene.asked(), since.elapsed())
+    };
+    let (answer, asked, took) = ask(&scripts(Step::Lead), Resend::Idempotent).await;
+    assert_eq!((answer, asked.as_str()), (Ok(shard::Response::Finished), "n1 n2"));
+    assert!(took < Duration::from_millis(1000), "{took:?}");
+
+    // What may have happened is not repeated, but the caller learns at once that it must ask.
+    let (answer, asked, took) = ask(&scripts(Step::Lead), Resend::OnlyUnsent).await;
+    assert!(answer.is_err_and(|error| error.is_ambiguous()) && asked == "n1");
+    assert!(took < Duration::from_millis(1000), "{took:?}");
+
+    // Nobody else leads: it may still answer.
+    let alone = [("n1", vec![Hang]), ("n2", vec![not_leader(1)]), ("n3", vec![Hang])];
+    let (answer, asked, took) = ask(&alone, Resend::OnlyUnsent).await;
+    assert!(answer.is_err() && asked == "n1" && took >= Duration::from_millis(1500), "{took:?}");
+}
+
+#[tokio::test]
 async fn what_no_retry_can_mend_is_not_retried() {
     let too_large = Reject::TooLarge { reason: "x".into() };
     let forbidden = Reject::Forbidden { role: "client".into(), request: "Finish".into() };

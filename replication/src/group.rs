@@ -21,7 +21,7 @@ use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use troth_protocol::message::raft::{self as wire, Appended, Body};
 use troth_protocol::net::Transport;
 use troth_protocol::{GroupId, NodeId, Reject};
@@ -42,13 +42,22 @@ pub struct Timing {
     /// A member that has heard nothing for longer than this asks to be elected; each waits for a
     /// random time between this and its double.
     pub election: Duration,
+    /// A leader whose disk takes longer than this for one write steps down.
+    pub stall: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing { heartbeat: Duration::from_millis(100), election: Duration::from_millis(600) }
+        Timing {
+            heartbeat: Duration::from_millis(100),
+            election: Duration::from_millis(600),
+            stall: Duration::from_millis(1000),
+        }
     }
 }
+
+/// A follower that was not heard of for this long is not fit to lead.
+const SILENT_MAX: Duration = Duration::from_millis(500);
 
 /// What a member needs to start.
 pub struct GroupConfig {
@@ -86,6 +95,17 @@ pub enum Leadership {
         /// Why.
         reason: String,
     },
+}
+
+/// Another member, as the leader sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Follower {
+    /// Which.
+    pub node: NodeId,
+    /// Entries that it does not have yet.
+    pub behind: u64,
+    /// Since when nothing was heard of it; `None`: since it is led from here.
+    pub silent: Option<Duration>,
 }
 
 /// The member cannot start.
@@ -162,6 +182,8 @@ struct Inner<M: Machine> {
     sole: Arc<AtomicBool>,
     /// Before this, it neither votes nor asks for votes.
     silent_until: Instant,
+    /// A write that takes longer than this is a stall.
+    stall: Duration,
     /// Held while a piece is stored or the whole is put in place, so that no two snapshots mix.
     incoming: tokio::sync::Mutex<Option<Incoming>>,
     watcher: Mutex<Option<JoinHandle<()>>>,
@@ -212,6 +234,7 @@ impl<M: Machine> Group<M> {
             leadership,
             sole,
             silent_until,
+            stall: timing.stall,
             incoming: tokio::sync::Mutex::new(None),
             watcher: Mutex::new(Some(watcher)),
         };
@@ -238,6 +261,77 @@ impl<M: Machine> Group<M> {
                 () = leading => {}
                 changed = leadership.changed() => if changed.is_err() { return },
             }
+        }
+    }
+
+    /// The other members, as their leader sees them; empty if this member does not lead.
+    pub fn followers(&self) -> Vec<Follower> {
+        use openraft::Instant as _;
+        use openraft::async_runtime::watch::WatchReceiver;
+        let metrics = self.inner.raft.metrics();
+        let now = metrics.borrow_watched();
+        let (Some(matched), Some(heard)) = (&now.replication, &now.heartbeat) else {
+            return Vec::new();
+        };
+        let last = now.last_log_index.unwrap_or(0);
+        let follower = |(node, matched): (&u64, &Option<types::LogId>)| Follower {
+            node: NodeId(*node),
+            behind: last.saturating_sub(matched.as_ref().map_or(0, |matched| matched.index)),
+            silent: heard.get(node).copied().flatten().map(|heard| heard.elapsed()),
+        };
+        matched.iter().filter(|(node, _)| **node != self.inner.node.0).map(follower).collect()
+    }
+
+    /// The follower that is best fit to lead: heard of lately, and the least behind.
+    pub fn successor(&self) -> Option<NodeId> {
+        let fit = |follower: &Follower| follower.silent.is_some_and(|silent| silent < SILENT_MAX);
+        let followers = self.followers();
+        followers
+            .iter()
+            .filter(|follower| fit(follower))
+            .min_by_key(|follower| follower.behind)
+            .map(|f| f.node)
+    }
+
+    /// Gives up leadership, again and again, whenever the disk stalls: a leader that cannot write is
+    /// none, though its heartbeats go out.
+    pub async fn step_down_on_stalls(&self) {
+        let bound = self.inner.stall;
+        loop {
+            sleep(bound / 4).await;
+            if self.inner.writer.busy_for() <= bound {
+                continue;
+            }
+            let Some(to) = self.successor() else {
+                continue;
+            };
+            tracing::error!(group = %self.inner.group, "the disk stalls: stepping down");
+            if let Err(error) = self.transfer_leader(to, bound).await {
+                tracing::debug!(group = %self.inner.group, %error, "cannot step down");
+            }
+        }
+    }
+
+    /// Hands leadership to another member, and returns when this member does not lead any more. From
+    /// the call on it proposes nothing; if the other one cannot take over, there is an election.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`] if it did not lead, [`ProposeError::Unknown`] if it still does after
+    /// `patience`.
+    pub async fn transfer_leader(&self, to: NodeId, patience: Duration) -> Result<(), ProposeError> {
+        let mut leadership = self.leadership();
+        let term = match &*leadership.borrow_and_update() {
+            Leadership::Leader { term } => *term,
+            Leadership::Follower { leader } => return Err(ProposeError::NotLeader { leader: *leader }),
+            Leadership::Failed { reason } => return Err(ProposeError::Stopped(reason.clone())),
+        };
+        tracing::info!(group = %self.inner.group, %to, "handing over leadership");
+        let sent = self.inner.raft.trigger().transfer_leader(to.0).await;
+        sent.map_err(|error| ProposeError::Stopped(error.to_string()))?;
+        let over = leadership.wait_for(|role| *role != Leadership::Leader { term });
+        match timeout(patience, over).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ProposeError::Unknown),
         }
     }
 

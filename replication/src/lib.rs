@@ -30,7 +30,7 @@ pub mod server;
 mod snapshot;
 mod types;
 
-pub use group::{Group, GroupConfig, Leadership, Proposal, ProposeError, StartError, Timing};
+pub use group::{Follower, Group, GroupConfig, Leadership, Proposal, ProposeError, StartError, Timing};
 pub use log::LogWriter;
 pub use machine::{Batch, Committed, Machine, Span};
 pub use network::Directory;

@@ -15,6 +15,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -22,6 +23,8 @@ use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
+use troth_protocol::fault;
+use troth_protocol::message::admin::FaultPoint;
 use troth_protocol::message::raft as wire;
 use troth_protocol::wire::{decode, encode};
 use xxhash_rust::xxh3::xxh3_64;
@@ -94,6 +97,8 @@ struct Write {
 pub struct LogWriter {
     writes: mpsc::Sender<Write>,
     store: Store,
+    /// Since when the thread is writing, if it is.
+    busy_since: Arc<Mutex<Option<Instant>>>,
 }
 
 impl LogWriter {
@@ -104,11 +109,18 @@ impl LogWriter {
     pub fn start(store: &Store) -> LogWriter {
         let (writes, receiver) = mpsc::channel(WRITES_MAX);
         let target = store.clone();
+        let busy_since = Arc::new(Mutex::new(None));
+        let busy = busy_since.clone();
         thread::Builder::new()
             .name("log-writer".into())
-            .spawn(move || run(&target, receiver))
+            .spawn(move || run(&target, receiver, &busy))
             .expect("a process can have one more thread");
-        LogWriter { writes, store: store.clone() }
+        LogWriter { writes, store: store.clone(), busy_since }
+    }
+
+    /// How long the write has taken that is under way; zero if none is. A disk that stalls shows here.
+    pub fn busy_for(&self) -> Duration {
+        self.busy_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     async fn submit(&self, changes: Vec<Change>, durable: bool, done: Done) -> io::Result<()> {
@@ -139,7 +151,7 @@ impl LogWriter {
     }
 }
 
-fn run(store: &Store, mut receiver: mpsc::Receiver<Write>) {
+fn run(store: &Store, mut receiver: mpsc::Receiver<Write>, busy_since: &Mutex<Option<Instant>>) {
     let mut failed: Option<StoreError> = None;
     let mut writes = Vec::with_capacity(BATCH_WRITES_MAX);
     while receiver.blocking_recv_many(&mut writes, BATCH_WRITES_MAX) > 0 {
@@ -153,10 +165,13 @@ fn run(store: &Store, mut receiver: mpsc::Receiver<Write>) {
             }
         }
         let durable = writes.iter().any(|write| write.durable);
+        *busy_since.lock() = Some(Instant::now());
+        fault::pass_blocking(FaultPoint::LogSync);
         let result = match &failed {
             Some(error) => Err(error.clone()),
             None => store.write(batch).and_then(|()| if durable { store.sync() } else { Ok(()) }),
         };
+        *busy_since.lock() = None;
         if let (Err(error), None) = (&result, &failed) {
             tracing::error!(%error, "the log cannot be written any more");
             failed = Some(error.clone());

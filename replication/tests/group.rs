@@ -125,7 +125,11 @@ async fn start(
         members: members.iter().copied().map(NodeId).collect::<BTreeSet<_>>(),
         transport: network.transport(identity),
         directory: Arc::new(Addresses),
-        timing: Timing { heartbeat: Duration::from_millis(50), election: Duration::from_millis(300) },
+        timing: Timing {
+            heartbeat: Duration::from_millis(50),
+            election: Duration::from_millis(300),
+            ..Timing::default()
+        },
         log_entries_max,
     };
     let started = Group::start(config, store, writer, Journal::new(store, group)).await?;

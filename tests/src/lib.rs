@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: clusters, patience, and conditions to wait for.
 
+pub mod drill;
+
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::Command;

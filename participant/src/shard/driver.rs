@@ -12,14 +12,16 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use troth_protocol::clock::Clock;
+use troth_protocol::fault;
 use troth_protocol::limits::{READ_AHEAD_MAX, READ_BYTES_MAX, SCAN_BYTES_MAX, SCAN_ROWS_MAX};
-use troth_protocol::message::admin::ShardStatus;
+use troth_protocol::message::admin::{FaultPoint, InDoubt, ShardStatus, TxnAtShard};
 use troth_protocol::message::coordinator;
 use troth_protocol::message::shard::{
     CommitOnePhase, Decision, Prepare, PreparedTxn, Request, Response, Version, Vote,
 };
-use troth_protocol::message::txn::{Cause, Work};
+use troth_protocol::message::txn::{Cause, Outcome, Work};
 use troth_protocol::routing::{Resend, RouteError, Router};
+use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::encode;
 use troth_protocol::{Epoch, Key, KeyRange, Reject, ShardId, Timestamp, TxnId};
 use troth_replication::{
@@ -29,6 +31,7 @@ use troth_replication::{
 use super::command::{Command, Output};
 use super::leader::{Effect, Event, Leader, Target};
 use super::machine::{Core, Inner as CoreInner, ShardMachine, StoredView, Wake};
+use super::state::View as _;
 use crate::mvcc::{Mvcc, Page};
 
 /// Reads of at most this many keys may be answered without leaving the task.
@@ -39,6 +42,9 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(10);
 
 /// Prepared transactions that one page names.
 const PREPARED_MAX: usize = 4096;
+
+/// Transactions in doubt that one answer names.
+const IN_DOUBT_MAX: usize = 1000;
 
 /// How long one question to the coordinator may take, and the pause after it could not be asked.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -77,8 +83,9 @@ impl Shard {
         writer: &LogWriter,
         router: &Arc<Router>,
         clock: &Clock,
+        timeline: &Arc<Timeline>,
     ) -> Result<Shard, StartError> {
-        let core = Core::new();
+        let core = Core::new(shard, timeline);
         let machine = ShardMachine::new(store, shard, &core);
         let group = Group::start(config, store, writer, machine).await?;
         let inner = Arc::new(Inner {
@@ -96,6 +103,7 @@ impl Shard {
         });
         inner.tasks.spawn(inner.clone().follow_leadership());
         inner.tasks.spawn(inner.clone().drive());
+        inner.tasks.spawn(inner.clone().watch_the_disk());
         Ok(Shard { inner })
     }
 
@@ -113,6 +121,7 @@ impl Shard {
                 let page = inner.scan(at, range, rows_max as usize, deadline).await?;
                 Ok(Response::Page { rows: page.rows, more: page.more })
             }
+            Request::WhoLeads => inner.who_leads().await,
             Request::Prepare(prepare) => inner.prepare(prepare).await.map(Response::Vote),
             Request::CommitOnePhase(commit) => inner.commit_one_phase(commit).await,
             Request::Finish { epoch, decisions } => {
@@ -168,6 +177,73 @@ impl Shard {
         }
     }
 
+    /// The transactions that are prepared here, if this replica leads; by age.
+    pub fn in_doubt(&self) -> Vec<InDoubt> {
+        let inner = &self.inner;
+        let now = inner.clock.millis();
+        let core = inner.core.lock();
+        let Some(leader) = &core.leader else {
+            return Vec::new();
+        };
+        let record = |(txn, record): (&TxnId, &super::state::Prepared)| InDoubt {
+            txn: *txn,
+            shard: inner.shard,
+            age_ms: now.saturating_sub(txn.start.millis()),
+            epoch: record.epoch,
+            participants: record.participants.clone(),
+            writes: record.work.writes.len() as u64,
+            locks: record.work.keys() as u64,
+            waiting: leader.waiting_for(*txn) as u64,
+        };
+        core.state.prepared().iter().take(IN_DOUBT_MAX).map(record).collect()
+    }
+
+    /// What this replica knows of a transaction; `None`: nothing.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn knowledge(&self, txn: TxnId) -> io::Result<Option<TxnAtShard>> {
+        let inner = &self.inner;
+        let leads = matches!(&*inner.group.leadership().borrow(), Leadership::Leader { .. });
+        let core = inner.core.lock();
+        let prepared = core.state.prepared().get(&txn).map(|record| record.participants.clone());
+        let ended = StoredView::new(&inner.store, inner.shard).outcome(txn)?.map(|outcome| match outcome {
+            Outcome::Committed { commit_ts } => Decision::Commit { commit_ts },
+            Outcome::Aborted { .. } => Decision::Abort,
+        });
+        if prepared.is_none() && ended.is_none() {
+            return Ok(None);
+        }
+        let floor = core.state.prepared().get(&txn).map_or(Timestamp::ZERO, |record| record.floor);
+        let read = core.leader.as_ref().map_or(Timestamp::ZERO, |leader| leader.vote_above(&core.state));
+        let above = floor.max(core.state.marks().last_commit).max(read);
+        Ok(Some(TxnAtShard { shard: inner.shard, leads, prepared, ended, above }))
+    }
+
+    /// Ends a prepared transaction by an operator's word.
+    ///
+    /// # Errors
+    /// If this replica does not lead its group, or the transaction is not prepared here, or cannot
+    /// commit at that moment.
+    pub async fn resolve(&self, txn: TxnId, decision: Decision) -> Result<(), Reject> {
+        let inner = &self.inner;
+        let epoch = {
+            let core = inner.core.lock();
+            let Some(record) = core.state.prepared().get(&txn) else {
+                return Err(Reject::malformed(format!("{txn} is not prepared at shard {}", inner.shard)));
+            };
+            if let Decision::Commit { commit_ts } = decision
+                && commit_ts <= record.floor.max(core.state.marks().last_commit)
+            {
+                return Err(Reject::malformed(format!("{txn} cannot commit at {commit_ts} any more")));
+            }
+            core.state.marks().epoch
+        };
+        inner.core.note(txn, "ended by an operator");
+        inner.propose(&Command::Finish { epoch, decisions: vec![(txn, decision)] }).await?;
+        Ok(())
+    }
+
     /// Why this replica has stopped for good, if it has.
     pub fn failure(&self) -> Option<String> {
         match &*self.inner.group.leadership().borrow() {
@@ -192,6 +268,11 @@ impl Inner {
             Leadership::Leader { .. } | Leadership::Failed { .. } => None,
         };
         Reject::NotLeader { leader }
+    }
+
+    async fn who_leads(&self) -> Result<Response, Reject> {
+        self.group.read_barrier().await?;
+        if self.core.lock().leader.is_none() { Err(self.not_leader()) } else { Ok(Response::Leading) }
     }
 
     // --- reading ----------------------------------------------------------------------------
@@ -356,6 +437,7 @@ impl Inner {
 
     async fn prepare(&self, prepare: Prepare) -> Result<Vote, Reject> {
         let txn = prepare.txn;
+        self.core.note(txn, "prepare received");
         self.learn_the_time(prepare.floor);
         {
             let core = self.core.lock();
@@ -373,19 +455,25 @@ impl Inner {
                 Some(_) => {}
                 None => {
                     if let Some(cause) = self.hopeless(&core, txn, &prepare.work)? {
+                        self.core.note(txn, "voted no");
                         return Ok(Vote::No { cause });
                     }
                 }
             }
         }
+        fault::pass(FaultPoint::PrepareReceived).await;
         match self.propose(&Command::Prepare(prepare)).await? {
             Output::Vote(Ok(())) => {
+                fault::pass(FaultPoint::Prepared).await;
                 let core = self.core.lock();
                 // Without a leader here the promise still stands; the next one will say so.
                 let leader = core.leader.as_ref().ok_or(Reject::Deposed)?;
                 Ok(Vote::Yes { above: leader.vote_above(&core.state) })
             }
-            Output::Vote(Err(cause)) => Ok(Vote::No { cause }),
+            Output::Vote(Err(cause)) => {
+                self.core.note(txn, "voted no");
+                Ok(Vote::No { cause })
+            }
             other => unreachable!("a prepare leads to a vote, not to {other:?}"),
         }
     }
@@ -446,6 +534,7 @@ impl Inner {
     }
 
     async fn finish(&self, epoch: Epoch, decisions: Vec<(TxnId, Decision)>) -> Result<(), Reject> {
+        fault::pass(FaultPoint::FinishReceived).await;
         let proposal = {
             let mut core = self.core.lock();
             let CoreInner { state, leader, .. } = &mut *core;
@@ -466,6 +555,7 @@ impl Inner {
             Some(proposal) => drop(proposal.output().await?),
             None => self.group.read_barrier().await?,
         }
+        fault::pass(FaultPoint::Finished).await;
         Ok(())
     }
 
@@ -542,6 +632,10 @@ impl Inner {
         core.leader = Some(Leader::new(lead, fresh, Instant::now(), &core.state));
         tracing::info!(shard = %self.shard, lead, "serving");
         self.core.changed.notify_one();
+    }
+
+    async fn watch_the_disk(self: Arc<Inner>) {
+        self.stop.run_until_cancelled(self.group.step_down_on_stalls()).await;
     }
 
     /// Performs what the leader leaves to a task of its own: questions, proposals, timeouts.

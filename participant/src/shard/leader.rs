@@ -190,6 +190,11 @@ impl Leader {
         self.waiting.len()
     }
 
+    /// Reads that wait for a transaction.
+    pub fn waiting_for(&self, txn: TxnId) -> usize {
+        self.waiting_for.get(&txn).map_or(0, BTreeSet::len)
+    }
+
     /// The prepared transaction that a read waits for.
     pub fn blocker(&self, id: u64) -> Option<&Conflict> {
         self.waiting.get(&id).map(|read| &read.blocker)

@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
+use troth_protocol::message::shard::Decision;
 use troth_protocol::message::txn::Outcome;
+use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::{decode, encode};
 use troth_protocol::{Key, KeyRange, ShardId, Timestamp, TxnId};
 use troth_replication::{Batch, Committed, Machine, Reach, Span, Store, StoreError};
@@ -35,6 +37,9 @@ pub struct Core {
     inner: Mutex<Inner>,
     /// Effects wait for the driver's task, or a timeout has changed.
     pub changed: Notify,
+    shard: ShardId,
+    /// What happened to transactions lately, at all shards of the node.
+    pub timeline: Arc<Timeline>,
 }
 
 /// What the lock protects.
@@ -51,10 +56,16 @@ pub struct Inner {
 
 impl Core {
     /// A core around a state.
-    pub fn new() -> Arc<Core> {
+    pub fn new(shard: ShardId, timeline: &Arc<Timeline>) -> Arc<Core> {
         let inner =
             Inner { state: State::default(), leader: None, readers: HashMap::new(), todo: Vec::new() };
-        Arc::new(Core { inner: Mutex::new(inner), changed: Notify::new() })
+        let timeline = timeline.clone();
+        Arc::new(Core { inner: Mutex::new(inner), changed: Notify::new(), shard, timeline })
+    }
+
+    /// Notes what happens to a transaction here.
+    pub fn note(&self, txn: TxnId, what: &'static str) {
+        self.timeline.note(txn, Some(self.shard), what);
     }
 
     /// Locks it. Nobody waits for anything else while holding the lock.
@@ -168,17 +179,28 @@ impl Machine for ShardMachine {
                     inner.readers.clear();
                     inner.todo.clear();
                 }
-                Command::Prepare(_)
-                | Command::Finish { .. }
-                | Command::Follow { .. }
-                | Command::Retire { .. } => {}
+                Command::Finish { decisions, .. } => {
+                    for (txn, decision) in
+                        decisions.iter().filter(|(txn, _)| inner.state.prepared().contains_key(txn))
+                    {
+                        let what = match decision {
+                            Decision::Commit { .. } => "finished: committed",
+                            Decision::Abort => "finished: aborted",
+                        };
+                        self.core.note(*txn, what);
+                    }
+                }
+                Command::Prepare(_) | Command::Follow { .. } | Command::Retire { .. } => {}
             }
             outputs.push(inner.state.apply(*index, command, &view, &mut mutations)?);
             for mutation in mutations.drain(..) {
                 self.write(&mut batch, &mutation)?;
                 match mutation {
                     Mutation::Version { write, version } => view.wrote(write.key, version),
-                    Mutation::Prepared(record) => prepared.push(record.txn),
+                    Mutation::Prepared(record) => {
+                        self.core.note(record.txn, "prepared");
+                        prepared.push(record.txn);
+                    }
                     Mutation::Unprepared(txn) => ended.push(txn),
                     Mutation::Outcome(txn, outcome) => view.ended(txn, outcome),
                     Mutation::OutcomesBefore(_) => {}

@@ -49,7 +49,8 @@ pub enum Mutation {
     Prepared(Prepared),
     /// A transaction is not prepared any more.
     Unprepared(TxnId),
-    /// A one-shard transaction has an outcome now.
+    /// The outcome of a transaction is on record now: of a one-shard transaction, which has it nowhere
+    /// else, and of others that committed, as evidence for the day when the coordinators are lost.
     Outcome(TxnId, Outcome),
     /// Outcomes of transactions that began before this are gone.
     OutcomesBefore(Timestamp),
@@ -241,6 +242,7 @@ impl State {
                     record.floor
                 );
                 let record = self.unprepare(txn, mutations);
+                mutations.push(Mutation::Outcome(txn, Outcome::Committed { commit_ts }));
                 self.write(record.work.writes, commit_ts, mutations);
             }
             // An abort is only the word of a leader; a newer one may have been promised more.

@@ -1,12 +1,164 @@
 //! What an operator asks of a process.
 
-use crate::id::{ClusterId, Epoch, MapEpoch, NodeId, ShardId};
+#![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::id::{ClusterId, Epoch, MapEpoch, NodeId, ParticipantId, ShardId, TxnId};
+use crate::message::shard::Decision;
+use crate::timestamp::Timestamp;
 
 /// A request of an operator.
 #[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Request {
     /// What are you, and how are you?
     Status,
+    /// To a participant: which transactions are prepared at the shards that it leads?
+    InDoubt,
+    /// What do you know of this transaction?
+    Txn {
+        /// The transaction.
+        txn: TxnId,
+    },
+    /// To a participant that leads a shard: end a transaction that is prepared there, because the
+    /// coordinators are lost for good.
+    Resolve {
+        /// The shard.
+        shard: ShardId,
+        /// The transaction.
+        txn: TxnId,
+        /// How it shall end.
+        decision: Decision,
+        /// Who says so, and why, for the audit record.
+        note: String,
+    },
+    /// To the coordinators' leader: hand leadership over, so that no transaction fails by it.
+    Switchover {
+        /// To this coordinator; `None`: to the one that is fit best.
+        to: Option<NodeId>,
+    },
+    /// Something about fault points. For tests; never for a client's certificate.
+    Fault(Fault),
+}
+
+/// What is asked about fault points.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Fault {
+    /// Arm one: it fires once.
+    Arm {
+        /// Which.
+        point: FaultPoint,
+        /// What happens there.
+        action: FaultAction,
+        /// How often it is passed before it fires.
+        skip: u32,
+    },
+    /// Disarm all, and let go on whoever is held.
+    Disarm,
+    /// Which are armed, and which have fired?
+    List,
+}
+
+/// What happens to a process at a fault point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum FaultAction {
+    /// The process kills itself: SIGKILL.
+    Kill,
+    /// The process stops itself: SIGSTOP. Somebody else must send SIGCONT.
+    Stop,
+    /// Whoever has come to the point waits there; the rest of the process goes on.
+    Hold {
+        /// For so long, at most a minute.
+        millis: u32,
+    },
+}
+
+/// An armed fault point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct FaultStatus {
+    /// Which.
+    pub point: FaultPoint,
+    /// Whether it has fired.
+    pub fired: bool,
+}
+
+macro_rules! fault_points {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// A named instant in a server.
+        #[derive(
+            Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug,
+            rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+        )]
+        pub enum FaultPoint {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl FaultPoint {
+            /// All of them.
+            pub const ALL: &[FaultPoint] = &[$(FaultPoint::$name),*];
+
+            /// Its name on the command line and in logs.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(FaultPoint::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+fault_points! {
+    /// Coordinator: a commit has arrived, and nothing was done about it.
+    CommitReceived = "commit-received",
+    /// Coordinator: no `Prepare` of these transactions is sent yet.
+    BeforePrepare = "before-prepare",
+    /// Coordinator: a vote has arrived, and is not counted yet.
+    VoteReceived = "vote-received",
+    /// Coordinator: all votes are counted, and `Decide` is not proposed yet.
+    BeforeDecide = "before-decide",
+    /// Coordinator: the outcome is known, and the client is not answered yet.
+    BeforeReply = "before-reply",
+    /// Coordinator: a decision is durable, and its `Finish` to this shard is not sent yet.
+    BeforeFinish = "before-finish",
+    /// Coordinator: a shard has acknowledged a `Finish`, which is not noted yet.
+    FinishAcknowledged = "finish-acknowledged",
+    /// Participant: a `Prepare` has arrived, and is not proposed yet.
+    PrepareReceived = "prepare-received",
+    /// Participant: a promise is durable, and the vote is not sent yet.
+    Prepared = "prepared",
+    /// Participant: a `Finish` has arrived, and is not proposed yet.
+    FinishReceived = "finish-received",
+    /// Participant: a `Finish` is applied, and not acknowledged yet.
+    Finished = "finished",
+    /// Any server: the log is about to be written and synced. To hold it is to stall the disk.
+    LogSync = "log-sync",
+}
+
+impl fmt::Display for FaultPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The text is not a fault point.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{text:?} is not a fault point; they are {}", names())]
+pub struct FaultPointError {
+    text: String,
+}
+
+fn names() -> String {
+    FaultPoint::ALL.iter().map(|point| point.name()).collect::<Vec<_>>().join(", ")
+}
+
+impl FromStr for FaultPoint {
+    type Err = FaultPointError;
+
+    fn from_str(text: &str) -> Result<FaultPoint, FaultPointError> {
+        let point = FaultPoint::ALL.iter().find(|point| point.name() == text);
+        point.copied().ok_or_else(|| FaultPointError { text: text.to_owned() })
+    }
 }
 
 /// The answer to an operator.
@@ -16,6 +168,79 @@ pub enum Response {
     Coordinator(CoordinatorStatus),
     /// Of a participant.
     Participant(ParticipantStatus),
+    /// To `InDoubt`: by age.
+    InDoubt(Vec<InDoubt>),
+    /// To `Txn`.
+    Txn(TxnKnowledge),
+    /// To `Resolve`: it has ended there.
+    Resolved,
+    /// Leadership was handed to this coordinator.
+    Switched {
+        /// Who leads now.
+        to: NodeId,
+    },
+    /// What is armed now.
+    Faults(Vec<FaultStatus>),
+}
+
+/// A transaction that is prepared at a shard.
+#[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct InDoubt {
+    /// The transaction.
+    pub txn: TxnId,
+    /// The shard.
+    pub shard: ShardId,
+    /// Milliseconds since it began, by the participant's clock.
+    pub age_ms: u64,
+    /// The coordinator leader that it was promised to.
+    pub epoch: Epoch,
+    /// Everybody who votes.
+    pub participants: Vec<ParticipantId>,
+    /// Keys that it writes here.
+    pub writes: u64,
+    /// Keys and ranges that it holds locked here.
+    pub locks: u64,
+    /// Reads that wait for it here.
+    pub waiting: u64,
+}
+
+/// Something that happened to a transaction.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Moment {
+    /// When, by the server's clock: milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// At which shard, or with which, if it is about one.
+    pub shard: Option<ShardId>,
+    /// What.
+    pub what: String,
+}
+
+/// What a server knows of a transaction.
+#[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct TxnKnowledge {
+    /// What a coordinator has on record; `None` for a participant, or if there is no record.
+    pub decision: Option<Decision>,
+    /// Where a participant has it, by shard; those that it does not lead too.
+    pub shards: Vec<TxnAtShard>,
+    /// What it remembers, oldest first.
+    pub moments: Vec<Moment>,
+    /// What operators did to it.
+    pub audit: Vec<String>,
+}
+
+/// What a replica of a shard knows of a transaction.
+#[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct TxnAtShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// Whether this replica leads its group.
+    pub leads: bool,
+    /// Everybody who votes, if it is prepared here.
+    pub prepared: Option<Vec<ParticipantId>>,
+    /// How it ended here, if that is on record.
+    pub ended: Option<Decision>,
+    /// If it commits, then later than this.
+    pub above: Timestamp,
 }
 
 /// How a coordinator is.

@@ -25,6 +25,8 @@ pub enum Request {
         /// Its participants, as far as the asker knows them; empty: not known, all shards are asked.
         participants: Vec<ParticipantId>,
     },
+    /// Does this coordinator lead?
+    WhoLeads,
     /// The cluster map. Any coordinator answers.
     Map {
         /// The version that the asker has; it is not sent again.
@@ -71,6 +73,8 @@ pub enum Response {
         /// The leader that answers.
         epoch: Epoch,
     },
+    /// To `WhoLeads`: it does.
+    Leading,
     /// To `Commit` and `Outcome`.
     Outcome(Outcome),
     /// To `Outcome`: it began longer ago than outcomes are kept.

@@ -58,14 +58,16 @@ impl Request {
     pub fn permits(&self, role: Role) -> bool {
         match self {
             Request::Coordinator(request) => match request {
-                coordinator::Request::Timestamps { .. } | coordinator::Request::Map { .. } => true,
+                coordinator::Request::Timestamps { .. }
+                | coordinator::Request::WhoLeads
+                | coordinator::Request::Map { .. } => true,
                 coordinator::Request::Commit(_) | coordinator::Request::Outcome { .. } => !role.is_server(),
                 coordinator::Request::Register { .. } | coordinator::Request::Resolve { .. } => {
                     role == Role::Participant
                 }
             },
             Request::Shard { request, .. } => match request {
-                shard::Request::Read { .. } | shard::Request::Scan { .. } => true,
+                shard::Request::Read { .. } | shard::Request::Scan { .. } | shard::Request::WhoLeads => true,
                 shard::Request::Prepare(_)
                 | shard::Request::CommitOnePhase(_)
                 | shard::Request::Finish { .. }
@@ -78,6 +80,11 @@ impl Request {
             },
             Request::Admin(request) => match request {
                 admin::Request::Status => true,
+                admin::Request::InDoubt
+                | admin::Request::Txn { .. }
+                | admin::Request::Resolve { .. }
+                | admin::Request::Switchover { .. }
+                | admin::Request::Fault(_) => role == Role::Admin,
             },
         }
     }
@@ -88,6 +95,7 @@ impl Request {
             Request::Coordinator(request) => match request {
                 coordinator::Request::Timestamps { .. } => "Timestamps",
                 coordinator::Request::Commit(_) => "Commit",
+                coordinator::Request::WhoLeads => "WhoLeads",
                 coordinator::Request::Outcome { .. } => "Outcome",
                 coordinator::Request::Map { .. } => "Map",
                 coordinator::Request::Register { .. } => "Register",
@@ -96,6 +104,7 @@ impl Request {
             Request::Shard { request, .. } => match request {
                 shard::Request::Read { .. } => "Read",
                 shard::Request::Scan { .. } => "Scan",
+                shard::Request::WhoLeads => "ShardWhoLeads",
                 shard::Request::Prepare(_) => "Prepare",
                 shard::Request::CommitOnePhase(_) => "CommitOnePhase",
                 shard::Request::Finish { .. } => "Finish",
@@ -103,7 +112,14 @@ impl Request {
                 shard::Request::Outcome { .. } => "ShardOutcome",
             },
             Request::Raft(_) => "Raft",
-            Request::Admin(admin::Request::Status) => "Status",
+            Request::Admin(request) => match request {
+                admin::Request::Status => "Status",
+                admin::Request::InDoubt => "InDoubt",
+                admin::Request::Txn { .. } => "Txn",
+                admin::Request::Resolve { .. } => "ResolveByHand",
+                admin::Request::Switchover { .. } => "Switchover",
+                admin::Request::Fault(_) => "Fault",
+            },
         }
     }
 }

@@ -76,6 +76,7 @@ pub fn requests() -> Vec<Request> {
             txn: TXN,
             participants: vec![ParticipantId::Shard(ShardId(7))],
         }),
+        Request::Coordinator(coordinator::Request::WhoLeads),
         Request::Coordinator(coordinator::Request::Map { known: MapEpoch(8) }),
         Request::Coordinator(coordinator::Request::Register {
             node: node(),
@@ -89,6 +90,7 @@ pub fn requests() -> Vec<Request> {
             range: KeyRange::new("a".into(), None),
             rows_max: 100,
         }),
+        of_shard(shard::Request::WhoLeads),
         prepare(),
         of_shard(shard::Request::CommitOnePhase(shard::CommitOnePhase {
             txn: TXN,
@@ -123,6 +125,20 @@ pub fn requests() -> Vec<Request> {
             done: true,
         }),
         Request::Admin(admin::Request::Status),
+        Request::Admin(admin::Request::InDoubt),
+        Request::Admin(admin::Request::Txn { txn: TXN }),
+        Request::Admin(admin::Request::Resolve {
+            shard: ShardId(7),
+            txn: TXN,
+            decision: shard::Decision::Commit { commit_ts: Timestamp(10) },
+            note: "note".into(),
+        }),
+        Request::Admin(admin::Request::Switchover { to: Some(NodeId(2)) }),
+        Request::Admin(admin::Request::Fault(admin::Fault::Arm {
+            point: admin::FaultPoint::BeforeDecide,
+            action: admin::FaultAction::Hold { millis: 7 },
+            skip: 1,
+        })),
     ]
 }
 

@@ -28,6 +28,8 @@ pub enum Request {
         /// The most rows to return, at least 1. The server has its own maximum too.
         rows_max: u32,
     },
+    /// Does this replica lead, and serve?
+    WhoLeads,
     /// First phase: check, lock, promise.
     Prepare(Prepare),
     /// Check and apply a transaction that only this shard takes part in.
@@ -128,6 +130,8 @@ pub struct PreparedTxn {
 /// An answer of a shard's leader.
 #[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Response {
+    /// To `WhoLeads`: it does.
+    Leading,
     /// To `Read`: one for each key, in order.
     Values(Vec<Version>),
     /// To `Scan`.

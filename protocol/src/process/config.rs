@@ -354,6 +354,8 @@ pub struct RaftSection {
     pub heartbeat_ms: Option<u64>,
     /// A member that hears nothing for this long asks to be elected; milliseconds.
     pub election_ms: Option<u64>,
+    /// A leader whose disk takes longer than this for one write steps down; milliseconds.
+    pub stall_ms: Option<u64>,
     /// The log is cut after this many entries; 10000 if left out.
     pub log_entries: Option<u64>,
 }
@@ -380,6 +382,18 @@ impl RaftSection {
             return Err(source.error("raft.election_ms", reason));
         }
         Ok((heartbeat, election))
+    }
+
+    /// How long a write may take: what is set here, else this default.
+    ///
+    /// # Errors
+    /// If that is too short to tell a stall from a busy disk.
+    pub fn stall(&self, default: Duration, source: &Source) -> Result<Duration, ConfigError> {
+        let stall = self.stall_ms.map_or(default, Duration::from_millis);
+        if stall < Duration::from_millis(50) {
+            return Err(source.error("raft.stall_ms", "must be at least 50"));
+        }
+        Ok(stall)
     }
 
     /// After how many entries a log is cut.

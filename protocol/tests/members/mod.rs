@@ -20,6 +20,8 @@ use troth_protocol::{
 pub enum Step {
     Answer,
     WrongAnswer,
+    /// Answers, and says that it leads when it is asked.
+    Lead,
     Refuse(Reject),
     /// Refuses only when that many requests are there.
     RefuseTogether(Arc<Barrier>, Reject),
@@ -57,6 +59,15 @@ type Asked = Arc<Mutex<Vec<String>>>;
 
 impl Service for Member {
     fn handle(&self, _: &Identity, request: Request, _: Instant) -> BoxFuture<'static, Response> {
+        if let Request::Shard { request: shard::Request::WhoLeads, .. } = request {
+            let said = match self.steps.lock().front() {
+                Some(Step::Lead) => Response::Shard(shard::Response::Leading),
+                Some(Refuse(reject)) => Response::Rejected(reject.clone()),
+                Some(Hang) => return Box::pin(std::future::pending()),
+                _ => Response::Rejected(Reject::NotLeader { leader: None }),
+            };
+            return Box::pin(std::future::ready(said));
+        }
         self.asked.lock().push(self.name.clone());
         let mut steps = self.steps.lock();
         let step = match steps.len() {
@@ -65,7 +76,7 @@ impl Service for Member {
         };
         Box::pin(async move {
             match step.expect("a script has steps") {
-                Answer => answer(&request),
+                Answer | Step::Lead => answer(&request),
                 Step::WrongAnswer => Response::Shard(shard::Response::Expired),
                 Refuse(reject) => Response::Rejected(reject),
                 Step::RefuseTogether(barrier, reject) => {

@@ -242,7 +242,19 @@ impl Processes {
     /// # Errors
     /// [`Error::Config`] if the certificates are gone.
     pub fn client_config(&self) -> Result<ClientConfig, Error> {
-        let files = self.layout.credentials(Role::Client.name());
+        self.config_as(Role::Client)
+    }
+
+    /// How an operator connects to this cluster.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the certificates are gone.
+    pub fn admin_config(&self) -> Result<ClientConfig, Error> {
+        self.config_as(Role::Admin)
+    }
+
+    fn config_as(&self, role: Role) -> Result<ClientConfig, Error> {
+        let files = self.layout.credentials(role.name());
         let credentials = files.load().map_err(|error| Error::Config(error.to_string()))?;
         Ok(ClientConfig::new(self.addresses.clone(), credentials))
     }

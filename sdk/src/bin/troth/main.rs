@@ -4,6 +4,7 @@ mod cluster;
 mod demo;
 mod dev;
 mod keys;
+mod operate;
 mod output;
 mod script;
 mod setup;
@@ -65,6 +66,8 @@ enum Command {
     Status,
     /// Show which nodes hold which shards.
     Ring,
+    /// Hand the leadership of the coordinators to another one, without a failed transaction.
+    Switchover(operate::SwitchoverOptions),
 }
 
 /// What all commands share.
@@ -94,6 +97,7 @@ async fn main() -> ExitCode {
         Command::Txn(options) => script::run(&context, options).await,
         Command::Status => status::status(&context).await,
         Command::Ring => status::ring(&context).await,
+        Command::Switchover(options) => operate::switchover(&context, options).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -37,7 +37,7 @@ async fn ask(client: &Client, context: &Context) -> Answers {
     let coordinators = map.coordinators.iter().map(async |node| {
         let told = match call(Peer::coordinator(&node.address)).await {
             Ok(Told::Coordinator(status)) => Ok(status),
-            Ok(Told::Participant(_)) => Err("it is a participant".to_owned()),
+            Ok(_) => Err("it is no coordinator".to_owned()),
             Err(error) => Err(error),
         };
         (node.clone(), told)
@@ -45,7 +45,7 @@ async fn ask(client: &Client, context: &Context) -> Answers {
     let participants = map.nodes.iter().map(async |node| {
         let told = match call(Peer::participant(&node.address)).await {
             Ok(Told::Participant(status)) => Ok(status),
-            Ok(Told::Coordinator(_)) => Err("it is a coordinator".to_owned()),
+            Ok(_) => Err("it is no participant".to_owned()),
             Err(error) => Err(error),
         };
         (node.clone(), told)

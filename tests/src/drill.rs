@@ -1,0 +1,200 @@
+//! Bringing a cluster to an exact instant, and seeing what becomes of it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use troth_protocol::message::admin::{
+    CoordinatorStatus, Fault, FaultAction, FaultPoint, FaultStatus, ParticipantStatus, Request as Ask,
+    Response as Told,
+};
+use troth_protocol::message::{Request, Response};
+use troth_protocol::net::Peer;
+use troth_protocol::{NodeId, ShardId};
+use troth_sdk::harness::processes::{Process, Processes, Shape};
+use troth_sdk::{Client, Key};
+
+use crate::{PATIENCE, eventually, held, in_time, processes};
+
+/// Three coordinators, three participants, three replicas.
+pub const THREE: Shape = Shape { coordinators: 3, nodes: 3, replicas: 3, shards: 6 };
+
+/// A server, by its number from 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Server {
+    /// A coordinator.
+    Coordinator(u64),
+    /// A participant.
+    Participant(u64),
+}
+
+/// A cluster of real processes, with an application and an operator.
+pub struct Drill {
+    /// The processes.
+    pub cluster: Processes,
+    /// The application.
+    pub client: Client,
+    admin: Client,
+}
+
+impl Drill {
+    /// Starts a cluster in a folder, and waits until every shard has a leader.
+    pub async fn start(folder: &Path, shape: Shape) -> Drill {
+        let (cluster, client) = processes(folder, shape).await;
+        let mut config = cluster.admin_config().expect("certificates");
+        config.timeout = PATIENCE;
+        let admin = in_time(Client::connect(config)).await.expect("an operator connects");
+        let drill = Drill { cluster, client, admin };
+        drill.until_served().await;
+        drill
+    }
+
+    /// Waits until every shard is served.
+    pub async fn until_served(&self) {
+        eventually("every shard is served", async || {
+            let mut served = 0;
+            for node in 1..=self.cluster.participants.len() as u64 {
+                let status = self.participant(node).await;
+                served +=
+                    status.map_or(0, |status| status.shards.iter().filter(|shard| shard.serving).count());
+            }
+            served == usize::from(self.client.map().shards)
+        })
+        .await;
+    }
+
+    /// Where a server listens.
+    pub fn peer(&self, server: Server) -> Peer {
+        let map = self.client.map();
+        let address = |nodes: &[troth_protocol::Node], id: u64| {
+            let node = nodes.iter().find(|node| node.id == NodeId(id));
+            node.expect("it is in the map").address.clone()
+        };
+        match server {
+            Server::Coordinator(id) => Peer::coordinator(&address(&map.coordinators, id)),
+            Server::Participant(id) => Peer::participant(&address(&map.nodes, id)),
+        }
+    }
+
+    /// The process of a server.
+    pub fn process(&mut self, server: Server) -> &mut Process {
+        match server {
+            Server::Coordinator(id) => &mut self.cluster.coordinators[id as usize - 1],
+            Server::Participant(id) => &mut self.cluster.participants[id as usize - 1],
+        }
+    }
+
+    async fn ask(&self, server: Server, request: Ask) -> Option<Told> {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let peer = self.peer(server);
+        match self.admin.transport().call(&peer, Request::Admin(request), deadline).await {
+            Ok(Response::Admin(told)) => Some(told),
+            Ok(other) => panic!("{server:?} answered {other:?}"),
+            Err(_) => None,
+        }
+    }
+
+    /// How a participant is, if it answers.
+    pub async fn participant(&self, id: u64) -> Option<ParticipantStatus> {
+        match self.ask(Server::Participant(id), Ask::Status).await? {
+            Told::Participant(status) => Some(status),
+            other => panic!("a participant answered {other:?}"),
+        }
+    }
+
+    /// How a coordinator is, if it answers.
+    pub async fn coordinator(&self, id: u64) -> Option<CoordinatorStatus> {
+        match self.ask(Server::Coordinator(id), Ask::Status).await? {
+            Told::Coordinator(status) => Some(status),
+            other => panic!("a coordinator answered {other:?}"),
+        }
+    }
+
+    /// The coordinator that leads, once one does; the newest, if an older one has not noticed yet.
+    pub async fn leading_coordinator(&self) -> Server {
+        let mut leader = None;
+        eventually("a coordinator leads", async || {
+            let mut newest = None;
+            for id in 1..=self.cluster.coordinators.len() as u64 {
+                let epoch = self.coordinator(id).await.and_then(|status| status.epoch);
+                newest = newest.max(epoch.map(|epoch| (epoch, id)));
+            }
+            leader = newest.map(|(_, id)| Server::Coordinator(id));
+            leader.is_some()
+        })
+        .await;
+        leader.expect("found just now")
+    }
+
+    /// Arms a fault point: whoever comes to it is held there, after it was passed `skip` times.
+    pub async fn hold_at(&self, server: Server, point: FaultPoint, skip: u32) {
+        let action = FaultAction::Hold { millis: 60_000 };
+        let armed = self.fault(server, Fault::Arm { point, action, skip }).await;
+        assert!(armed.expect("it answers").iter().any(|status| status.point == point), "{point} is armed");
+    }
+
+    /// Waits until somebody has come to an armed fault point.
+    pub async fn until_held(&self, server: Server, point: FaultPoint) {
+        eventually(point.name(), async || {
+            let status = self.fault(server, Fault::List).await.unwrap_or_default();
+            status.iter().any(|status| status.point == point && status.fired)
+        })
+        .await;
+    }
+
+    /// Lets everybody go on who is held in a server.
+    pub async fn release(&self, server: Server) {
+        self.fault(server, Fault::Disarm).await;
+    }
+
+    async fn fault(&self, server: Server, fault: Fault) -> Option<Vec<FaultStatus>> {
+        match self.ask(server, Ask::Fault(fault)).await? {
+            Told::Faults(faults) => Some(faults),
+            other => panic!("{server:?} answered {other:?}"),
+        }
+    }
+
+    /// Waits until every shard is served by the node that should lead it.
+    pub async fn until_shared(&self) {
+        let preferred = self.client.map().preferred_leaders();
+        eventually("every shard is led from where it should be", async || {
+            let mut at_home = 0;
+            for id in 1..=self.cluster.participants.len() as u64 {
+                let status = self.participant(id).await;
+                let is_home = |shard: &ShardId| preferred[usize::from(shard.0)] == NodeId(id);
+                at_home += status.map_or(0, |status| {
+                    status.shards.iter().filter(|shard| shard.serving && is_home(&shard.shard)).count()
+                });
+            }
+            at_home == preferred.len()
+        })
+        .await;
+    }
+
+    /// Two keys on two shards that different participants serve, and these.
+    pub async fn two_keys(&self, tag: &str) -> [(String, Server); 2] {
+        self.until_shared().await;
+        let map = self.client.map();
+        let preferred = map.preferred_leaders();
+        let home = |number: u32| {
+            let key = format!("{tag}/{number}");
+            let shard = Key::copy_from(key.as_bytes()).shard(map.shards);
+            (key, Server::Participant(preferred[usize::from(shard.0)].0))
+        };
+        let first = home(0);
+        let second = (1..).map(home).find(|(_, server)| *server != first.1).expect("two nodes lead");
+        [first, second]
+    }
+
+    /// Waits until no transaction is prepared anywhere and no lock is held.
+    pub async fn until_nothing_is_held(&self) {
+        eventually("nothing stays prepared or locked", async || held(&self.client).await == Some((0, 0)))
+            .await;
+    }
+
+    /// Says goodbye; the processes end with the cluster.
+    pub async fn end(self) {
+        self.client.close().await;
+        self.admin.close().await;
+    }
+}
