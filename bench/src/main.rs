@@ -1,5 +1,6 @@
 //! Measures Troth on a cluster of real processes on this machine.
 
+mod failover;
 mod report;
 mod transfer;
 
@@ -25,21 +26,25 @@ struct Flags {
 enum Command {
     /// Bank transfers between two shards on different nodes: two reads and two writes each.
     Transfer(transfer::Options),
+    /// Kills a leader again and again under such transfers, and takes the time until they go on.
+    Failover(failover::Options),
 }
 
 fn main() -> ExitCode {
-    let Command::Transfer(options) = Flags::parse().command;
+    let command = Flags::parse().command;
     // Here clients and servers share a machine, where in earnest they do not: a client that wakes up
     // shall not push a server aside.
     work_in_batches();
-    let report = runtime(None)
-        .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(transfer::run(&options)));
-    match report {
-        Ok(report) => {
-            report.print(options.json);
-            ExitCode::SUCCESS
+    let run = async {
+        match &command {
+            Command::Transfer(options) => {
+                transfer::run(options).await.map(|report| report.print(options.json))
+            }
+            Command::Failover(options) => failover::run(options).await,
         }
+    };
+    match runtime(None).context("cannot start the runtime").and_then(|runtime| runtime.block_on(run)) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("troth-bench: {error:#}");
             ExitCode::FAILURE

@@ -152,7 +152,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// If this one does not lead, the other one is not fit to, or what is under way does not end
-    /// within [`DRAIN_TIMEOUT`]; this one leads on then.
+    /// within a few seconds; this one leads on then.
     pub async fn switchover(&self, to: Option<NodeId>, deadline: Instant) -> Result<NodeId, Reject> {
         self.inner.switchover(to, deadline).await
     }

@@ -41,8 +41,8 @@ const REGISTER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often a node looks for leaderships that another one should have, and how often in a row that one
 /// must have been found fit before it is handed one.
-const SHARE_INTERVAL: Duration = Duration::from_millis(500);
-const FIT_TIMES: u32 = 6;
+const SHARE_INTERVAL: Duration = Duration::from_millis(250);
+const FIT_TIMES: u32 = 8;
 
 /// Fit is who was heard of within this time, and is this many entries behind at most.
 const SILENT_MAX: Duration = Duration::from_millis(500);

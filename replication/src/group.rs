@@ -39,8 +39,9 @@ use crate::types::{self, Command, Types};
 pub struct Timing {
     /// A leader gives a sign of life this often.
     pub heartbeat: Duration,
-    /// A member that has heard nothing for longer than this asks to be elected; each waits for a
-    /// random time between this and its double.
+    /// The unit of patience. A leader may count on not being replaced for twice as long after a
+    /// majority has heard of it; a member that hears nothing waits for that to pass, and then for a
+    /// random time between this and its double, before it asks to be elected: three to four times this.
     pub election: Duration,
     /// A leader whose disk takes longer than this for one write steps down.
     pub stall: Duration,
@@ -50,7 +51,7 @@ impl Default for Timing {
     fn default() -> Timing {
         Timing {
             heartbeat: Duration::from_millis(100),
-            election: Duration::from_millis(600),
+            election: Duration::from_millis(300),
             stall: Duration::from_millis(1000),
         }
     }

@@ -102,6 +102,11 @@ impl Bank {
         (from, to)
     }
 
+    /// The shard of an account, of so many.
+    pub fn shard(&self, number: u32, shards: u16) -> troth_protocol::ShardId {
+        crate::Key::copy_from(account(number).as_bytes()).shard(shards)
+    }
+
     /// Whether a node holds an account.
     pub fn touches(&self, number: u32, node: NodeId) -> bool {
         let map = self.client.map();
