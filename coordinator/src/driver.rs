@@ -291,7 +291,8 @@ impl Inner {
         if count > TIMESTAMPS_MAX {
             return Err(Reject::malformed(format!("at most {TIMESTAMPS_MAX} timestamps at once")));
         }
-        self.until_admitted(deadline).await?;
+        // Also while leadership is handed over: a shard that has just got a leader needs one before it
+        // can take part in ending what is under way.
         loop {
             self.group.read_barrier().await?;
             let now = self.core.now();

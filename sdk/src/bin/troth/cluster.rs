@@ -29,13 +29,18 @@ fn note() -> Option<PathBuf> {
 impl Context {
     /// Connects to the cluster that is meant, as its operator.
     pub async fn connect_as_admin(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(self.admin_config()?).await?)
+    }
+
+    /// The configuration of an operator of the cluster that is meant.
+    pub fn admin_config(&self) -> Result<ClientConfig, Failure> {
         let path = self.client_file()?;
         let admin = path.with_file_name("admin.toml");
         let is_client = path.file_name().is_some_and(|name| name == "client.toml");
         let path = if is_client && admin.exists() { admin } else { path };
         let mut config = ClientConfig::load(&path)?;
         config.timeout = self.timeout;
-        Ok(Client::connect(config).await?)
+        Ok(config)
     }
 
     /// The configuration of the cluster that is meant.

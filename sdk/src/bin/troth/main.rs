@@ -60,7 +60,7 @@ enum Command {
     Delete(keys::DeleteOptions),
     /// Print the keys with a prefix, or in a range, with their values.
     Scan(keys::ScanOptions),
-    /// Run a script of reads and writes as one transaction.
+    /// Run a script of reads and writes as one transaction; or list, show and end transactions.
     Txn(script::Options),
     /// Show how the servers are.
     Status,
@@ -94,6 +94,7 @@ async fn main() -> ExitCode {
         Command::Put(options) => keys::put(&context, options).await,
         Command::Delete(options) => keys::delete(&context, options).await,
         Command::Scan(options) => keys::scan(&context, options).await,
+        Command::Txn(script::Options { command: Some(command), .. }) => operate::txn(&context, command).await,
         Command::Txn(options) => script::run(&context, options).await,
         Command::Status => status::status(&context).await,
         Command::Ring => status::ring(&context).await,

@@ -9,6 +9,7 @@ use troth_sdk::{Client, Commit, Error, KeyRange, Transaction};
 
 use crate::Context;
 use crate::keys::finish;
+use crate::operate::TxnCommand;
 use crate::output::{EXIT_ABORTED, EXIT_USAGE, Failure, json_bytes, line};
 
 /// Options of `troth txn`.
@@ -21,9 +22,13 @@ use crate::output::{EXIT_ABORTED, EXIT_USAGE, Failure, json_bytes, line};
   scan PREFIX [LIMIT]  print keys and values
   expect KEY VALUE     abort unless the key has this value; `expect KEY` unless it has none
 All of it happens at one moment, or nothing does. Output is printed after the commit.")]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Options {
     /// The script; - for standard input.
-    file: String,
+    #[arg(required = true)]
+    file: Option<String>,
+    #[command(subcommand)]
+    pub command: Option<TxnCommand>,
 }
 
 enum Step {
@@ -50,17 +55,17 @@ impl From<Error> for Stop {
 
 /// Runs a script.
 pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
-    let unreadable = |error| Failure::new(EXIT_USAGE, format!("{}: {error}", options.file));
-    let text = if options.file == "-" {
+    let file = options.file.unwrap_or_default();
+    let unreadable = |error| Failure::new(EXIT_USAGE, format!("{file}: {error}"));
+    let text = if file == "-" {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map_err(unreadable)?;
         text
     } else {
-        fs::read_to_string(&options.file).map_err(unreadable)?
+        fs::read_to_string(&file).map_err(unreadable)?
     };
-    let steps = parse(&text).map_err(|(number, reason)| {
-        Failure::new(EXIT_USAGE, format!("{}:{number}: {reason}", options.file))
-    })?;
+    let steps = parse(&text)
+        .map_err(|(number, reason)| Failure::new(EXIT_USAGE, format!("{file}:{number}: {reason}")))?;
     let client = context.connect().await?;
     let result = commit(&client, &steps, context).await;
     client.close().await;
