@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use troth_protocol::message::admin::FaultPoint;
-use troth_sdk::{Commit, Error, KeyRange};
+use troth_sdk::{Commit, Error, Key, KeyRange};
 use troth_tests::drill::{Drill, Server, THREE};
 use troth_tests::{eventually, in_time, programs};
 
@@ -81,6 +81,41 @@ async fn what_is_in_doubt_is_listed_shown_and_ended_by_hand() {
     refuses(cluster, &resolve(&["--abort", "--yes"]), "prepared nowhere");
     let shown = says(cluster, &[&["txn", "show", id.as_str()], &named[..]].concat());
     assert!(shown.contains("the coordinators burned down") && shown.contains("committed at"), "{shown}");
+    drill.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_shard_has_committed_is_committed_at_the_others_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut drill = Drill::start(folder.path(), THREE).await;
+    let keys = drill.two_keys("evidence").await;
+    // The second shard is told of the decision, and does not get to apply it.
+    let (late, server) = &keys[1];
+    drill.hold_at(*server, FaultPoint::FinishReceived, 0).await;
+    let tx = in_time(drill.client.begin()).await.expect("begins");
+    let id = tx.id().to_string();
+    for (key, _) in &keys {
+        tx.put(key, "decided").expect("small");
+    }
+    assert!(matches!(in_time(tx.commit()).await, Ok(Commit::Committed { .. })));
+    drill.until_held(*server, FaultPoint::FinishReceived).await;
+    // Others commit there meanwhile, later than that.
+    let shards = drill.client.map().shards;
+    let home = |key: &str| Key::copy_from(key.as_bytes()).shard(shards);
+    let mut others = (0..).map(|number| format!("other/{number}"));
+    let other = others.find(|key| home(key) == home(late)).expect("there are many");
+    in_time(drill.client.transact(async |tx| tx.put(&other, "later"))).await.expect("it commits");
+    for coordinator in &mut drill.cluster.coordinators {
+        coordinator.kill().expect("it runs");
+    }
+
+    let addresses: Vec<String> =
+        (1..=3).map(|id| drill.peer(Server::Participant(id)).address.to_string()).collect();
+    let named: Vec<&str> = addresses.iter().flat_map(|address| ["--participant", address]).collect();
+    let resolve = |words: &[&'static str]| [&["txn", "resolve", id.as_str()], words, &named[..]].concat();
+    refuses(folder.path(), &resolve(&["--abort", "--yes"]), "is committed at");
+    let done = says(folder.path(), &resolve(&["--commit", "--yes"]));
+    assert!(done.starts_with("ended") && done.contains("committed at"), "{done}");
     drill.end().await;
 }
 

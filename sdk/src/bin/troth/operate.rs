@@ -321,6 +321,8 @@ struct Evidence {
     participants: Vec<ShardId>,
     /// Where it is prepared, and who leads there.
     prepared: BTreeMap<ShardId, Peer>,
+    /// Where a replica has something of it on record, and no leader has.
+    leaderless: BTreeSet<ShardId>,
     /// If it is committed somewhere, when.
     committed: Option<Timestamp>,
     /// Where it is certain that it never commits.
@@ -335,12 +337,13 @@ fn weigh(known: &[(Peer, TxnKnowledge)]) -> Evidence {
     let mut evidence = Evidence {
         participants: Vec::new(),
         prepared: BTreeMap::new(),
+        leaderless: BTreeSet::new(),
         committed: None,
         aborted: None,
         blank: Vec::new(),
         next: Timestamp::ZERO,
     };
-    let mut on_record: BTreeSet<ShardId> = BTreeSet::new();
+    let (mut on_record, mut led): (BTreeSet<ShardId>, BTreeSet<ShardId>) = Default::default();
     for (peer, known) in known {
         match known.decision {
             Some(Decision::Commit { commit_ts }) => evidence.committed = Some(commit_ts),
@@ -349,6 +352,9 @@ fn weigh(known: &[(Peer, TxnKnowledge)]) -> Evidence {
         }
         for at in &known.shards {
             evidence.next = evidence.next.max(at.above.next());
+            if at.leads {
+                led.insert(at.shard);
+            }
             if let Some(participants) = &at.prepared {
                 evidence.participants = participants.iter().filter_map(ParticipantId::shard).collect();
                 if at.leads {
@@ -366,6 +372,7 @@ fn weigh(known: &[(Peer, TxnKnowledge)]) -> Evidence {
             }
         }
     }
+    evidence.leaderless = on_record.difference(&led).copied().collect();
     evidence.blank =
         evidence.participants.iter().filter(|shard| !on_record.contains(shard)).copied().collect();
     evidence
@@ -390,6 +397,9 @@ async fn resolve(context: &Context, operator: &Operator, options: &ResolveOption
         return refuse(format!("{silent} does not answer, and may know how {txn} ended; start it first"));
     }
     let evidence = weigh(&known);
+    if let Some(shard) = evidence.leaderless.first() {
+        return refuse(format!("shard {shard} has no leader that knows of {txn}; try again when it has one"));
+    }
     if evidence.prepared.is_empty() {
         return refuse(format!("{txn} is prepared nowhere: there is nothing to end"));
     }
