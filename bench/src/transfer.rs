@@ -1,18 +1,18 @@
 //! Bank transfers, closed loop: each client waits for one transfer before it begins the next.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use hdrhistogram::Histogram;
-use tokio::task::JoinSet;
 use troth_sdk::Client;
 use troth_sdk::harness::bank::{Audit, Bank};
+use troth_sdk::harness::load::Load;
 use troth_sdk::harness::processes::{Processes, Shape, binaries, cpu_of};
 
 use crate::report::Report;
+
+/// How long the last transfers and the audit may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Options of the transfer benchmark.
 #[derive(Args)]
@@ -46,15 +46,6 @@ pub struct Options {
     pub json: bool,
 }
 
-#[derive(Default)]
-struct Counters {
-    attempts: AtomicU64,
-    committed: AtomicU64,
-    errors: AtomicU64,
-    stop: AtomicBool,
-    measuring: AtomicBool,
-}
-
 /// Runs it, and checks that no money appeared or vanished.
 pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
@@ -70,31 +61,22 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let bank = Bank::new(&client, options.accounts);
     let opened = bank.open().await?;
 
-    let counters = Arc::new(Counters::default());
-    let mut clients: JoinSet<Histogram<u64>> = JoinSet::new();
-    for _ in 0..options.clients {
-        clients.spawn(client_loop(bank.clone(), counters.clone()));
-    }
+    let load = Load::start(&bank, options.clients, 1);
     tokio::time::sleep(Duration::from_secs(options.warmup_seconds)).await;
     let (servers_before, client_before) = (processes.cpu(), cpu_of(std::process::id()));
-    let aborts_before = aborts(&counters);
-    counters.measuring.store(true, Ordering::Relaxed);
-    let begin = Instant::now();
-    let committed_before = counters.committed.load(Ordering::Relaxed);
+    drop(load.take_latencies());
+    let (begin, before) = (Instant::now(), load.counts());
     tokio::time::sleep(Duration::from_secs(options.seconds)).await;
-    counters.measuring.store(false, Ordering::Relaxed);
-    let elapsed = begin.elapsed().as_secs_f64();
-    let committed = counters.committed.load(Ordering::Relaxed) - committed_before;
-    let aborts = aborts(&counters).saturating_sub(aborts_before);
+    let (elapsed, after, histogram) = (begin.elapsed().as_secs_f64(), load.counts(), load.take_latencies());
     let client_cpu = cpu_of(std::process::id()) - client_before;
     let servers_cpu = processes.cpu() - servers_before;
+    let committed = after.committed - before.committed;
 
-    counters.stop.store(true, Ordering::Relaxed);
-    let mut histogram = latencies();
-    while let Some(latencies) = clients.join_next().await {
-        histogram.add(latencies?)?;
+    let ended = load.stop(PATIENCE).await?;
+    if let Some(error) = ended.counts.error {
+        eprintln!("a transfer failed: {error}");
     }
-    let audit = bank.audit_within(Duration::from_secs(30)).await?;
+    let audit = bank.audit_within(PATIENCE).await?;
     let expected = Audit { accounts: options.accounts as usize, total: opened.total };
     ensure!(audit == expected, "the books do not balance: {audit:?} instead of {expected:?}");
 
@@ -112,46 +94,12 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         p50_us: 0,
         p99_us: 0,
         max_us: 0,
-        aborts,
-        errors: counters.errors.load(Ordering::Relaxed),
+        aborts: after.aborted.saturating_sub(before.aborted),
+        errors: ended.counts.failed + ended.counts.unknown,
         cpu_us_per_txn: per_txn(client_cpu + servers_cpu),
         client_cpu_us_per_txn: per_txn(client_cpu),
     };
     report.latencies(&histogram);
     client.close().await;
     Ok(report)
-}
-
-/// Attempts beyond the first of each transfer.
-fn aborts(counters: &Counters) -> u64 {
-    let finished = counters.committed.load(Ordering::Relaxed) + counters.errors.load(Ordering::Relaxed);
-    counters.attempts.load(Ordering::Relaxed).saturating_sub(finished)
-}
-
-async fn client_loop(bank: Bank, counters: Arc<Counters>) -> Histogram<u64> {
-    let mut seen = latencies();
-    while !counters.stop.load(Ordering::Relaxed) {
-        let (from, to) = bank.pick();
-        let begin = Instant::now();
-        let result = bank.transfer_counting(from, to, 1, &counters.attempts).await;
-        let micros = begin.elapsed().as_micros() as u64;
-        match result {
-            Ok(_) => {
-                counters.committed.fetch_add(1, Ordering::Relaxed);
-                if counters.measuring.load(Ordering::Relaxed) {
-                    seen.saturating_record(micros);
-                }
-            }
-            Err(error) => {
-                counters.errors.fetch_add(1, Ordering::Relaxed);
-                eprintln!("a transfer failed: {error}");
-            }
-        }
-    }
-    seen
-}
-
-/// Microseconds up to ten minutes, to three digits.
-fn latencies() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 600_000_000, 3).expect("these bounds are in order")
 }

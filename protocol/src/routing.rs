@@ -403,7 +403,7 @@ impl Router {
     }
 
     /// The seeds, which somebody configured, and then those of the map that are not among them.
-    fn coordinators(&self) -> Vec<Peer> {
+    pub fn coordinators(&self) -> Vec<Peer> {
         let map = self.map();
         let mapped = map.coordinators.iter().map(|node| Peer::coordinator(&node.address));
         let others: Vec<Peer> = mapped.filter(|peer| !self.seeds.contains(peer)).collect();

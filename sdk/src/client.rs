@@ -12,6 +12,7 @@ use troth_protocol::{ClientId, ClusterMap, TxnId};
 
 use crate::config::ClientConfig;
 use crate::error::Error;
+use crate::operator::Operator;
 use crate::reader::{Patience, Reader};
 use crate::snapshot::Snapshot;
 use crate::timestamps::Timestamps;
@@ -42,12 +43,7 @@ impl Client {
     /// [`Error::Config`] if the certificates cannot be used; [`Error::Unavailable`] if no coordinator
     /// answers, or the cluster is not ready, within the configured timeout.
     pub async fn connect(config: ClientConfig) -> Result<Client, Error> {
-        let quic_config = QuicConfig { bind: config.bind, ..QuicConfig::default() };
-        let quic =
-            Quic::bind(quic_config, &config.credentials).map_err(|error| Error::Config(error.to_string()))?;
-        let transport: Arc<dyn Transport> = Arc::new(quic.clone());
-        let seeds = config.coordinators.iter().map(|address| Peer::coordinator(address)).collect();
-        let router = Arc::new(Router::new(transport, seeds));
+        let (quic, router) = bind(&config)?;
         let timestamps = Timestamps::start(&router);
         let id = ClientId(rand::random());
         let client =
@@ -190,7 +186,12 @@ impl Client {
         self.inner.router.refresh_map(Instant::now() + Duration::from_secs(2)).await;
     }
 
-    /// The transport of this client, for asking servers how they are.
+    /// Asks the servers how they are, with this client's certificate.
+    pub fn operator(&self) -> Operator {
+        Operator::with(self.inner.router.clone(), self.inner.quic.clone())
+    }
+
+    /// The transport of this client, for what has no better way.
     pub fn transport(&self) -> &Arc<dyn Transport> {
         self.inner.router.transport()
     }
@@ -200,6 +201,16 @@ impl Client {
     pub async fn close(&self) {
         self.inner.quic.close().await;
     }
+}
+
+/// Prepares to call servers, and waits for nobody.
+pub(crate) fn bind(config: &ClientConfig) -> Result<(Arc<Quic>, Arc<Router>), Error> {
+    let quic_config = QuicConfig { bind: config.bind, ..QuicConfig::default() };
+    let quic =
+        Quic::bind(quic_config, &config.credentials).map_err(|error| Error::Config(error.to_string()))?;
+    let transport: Arc<dyn Transport> = Arc::new(quic.clone());
+    let seeds = config.coordinators.iter().map(|address| Peer::coordinator(address)).collect();
+    Ok((quic, Arc::new(Router::new(transport, seeds))))
 }
 
 /// How one attempt ended.

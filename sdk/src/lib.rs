@@ -9,6 +9,7 @@
 //! | [`Snapshot`] | reads at one moment, nothing else |
 //! | [`Commit`], [`Handle`] | how a commit ended, also when nobody can say yet |
 //! | [`Error`] | what went wrong, and whether to try again |
+//! | [`operator`] | how the servers are, and what only a human may decide |
 //! | [`layout`] | the files of a cluster: certificates and configurations |
 //! | `embedded` | a whole cluster in this process (feature `embedded`) |
 //! | `harness` | a cluster of real processes on this machine (feature `harness`) |
@@ -27,6 +28,7 @@ pub mod embedded;
 #[cfg(feature = "harness")]
 pub mod harness;
 pub mod layout;
+pub mod operator;
 
 pub use bytes::Bytes;
 pub use client::Client;

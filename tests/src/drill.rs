@@ -1,20 +1,13 @@
 //! Bringing a cluster to an exact instant, and seeing what becomes of it.
 
 use std::path::Path;
-use std::time::Duration;
 
-use tokio::time::Instant;
-use troth_protocol::message::admin::{
-    CoordinatorStatus, Fault, FaultAction, FaultPoint, FaultStatus, ParticipantStatus, Request as Ask,
-    Response as Told,
-};
-use troth_protocol::message::{Request, Response};
-use troth_protocol::net::Peer;
 use troth_protocol::{NodeId, ShardId};
 use troth_sdk::harness::processes::{Process, Processes, Shape};
+use troth_sdk::operator::{Fault, FaultAction, FaultPoint, FaultStatus, Operator, OperatorError, Peer};
 use troth_sdk::{Client, Key};
 
-use crate::{PATIENCE, eventually, held, in_time, processes};
+use crate::{eventually, processes, until_nothing_is_held};
 
 /// Three coordinators, three participants, three replicas.
 pub const THREE: Shape = Shape { coordinators: 3, nodes: 3, replicas: 3, shards: 6 };
@@ -34,17 +27,16 @@ pub struct Drill {
     pub cluster: Processes,
     /// The application.
     pub client: Client,
-    admin: Client,
+    /// The operator.
+    pub operator: Operator,
 }
 
 impl Drill {
     /// Starts a cluster in a folder, and waits until every shard has a leader.
     pub async fn start(folder: &Path, shape: Shape) -> Drill {
         let (cluster, client) = processes(folder, shape).await;
-        let mut config = cluster.admin_config().expect("certificates");
-        config.timeout = PATIENCE;
-        let admin = in_time(Client::connect(config)).await.expect("an operator connects");
-        let drill = Drill { cluster, client, admin };
+        let operator = cluster.operator().expect("certificates");
+        let drill = Drill { cluster, client, operator };
         drill.until_served().await;
         drill
     }
@@ -52,13 +44,7 @@ impl Drill {
     /// Waits until every shard is served.
     pub async fn until_served(&self) {
         eventually("every shard is served", async || {
-            let mut served = 0;
-            for node in 1..=self.cluster.participants.len() as u64 {
-                let status = self.participant(node).await;
-                served +=
-                    status.map_or(0, |status| status.shards.iter().filter(|shard| shard.serving).count());
-            }
-            served == usize::from(self.client.map().shards)
+            self.operator.status().await.serving().len() == usize::from(self.client.map().shards)
         })
         .await;
     }
@@ -84,46 +70,15 @@ impl Drill {
         }
     }
 
-    async fn ask(&self, server: Server, request: Ask) -> Option<Told> {
-        let deadline = Instant::now() + Duration::from_secs(2);
-        let peer = self.peer(server);
-        match self.admin.transport().call(&peer, Request::Admin(request), deadline).await {
-            Ok(Response::Admin(told)) => Some(told),
-            Ok(other) => panic!("{server:?} answered {other:?}"),
-            Err(_) => None,
-        }
-    }
-
-    /// How a participant is, if it answers.
-    pub async fn participant(&self, id: u64) -> Option<ParticipantStatus> {
-        match self.ask(Server::Participant(id), Ask::Status).await? {
-            Told::Participant(status) => Some(status),
-            other => panic!("a participant answered {other:?}"),
-        }
-    }
-
-    /// How a coordinator is, if it answers.
-    pub async fn coordinator(&self, id: u64) -> Option<CoordinatorStatus> {
-        match self.ask(Server::Coordinator(id), Ask::Status).await? {
-            Told::Coordinator(status) => Some(status),
-            other => panic!("a coordinator answered {other:?}"),
-        }
-    }
-
     /// The coordinator that leads, once one does; the newest, if an older one has not noticed yet.
     pub async fn leading_coordinator(&self) -> Server {
         let mut leader = None;
         eventually("a coordinator leads", async || {
-            let mut newest = None;
-            for id in 1..=self.cluster.coordinators.len() as u64 {
-                let epoch = self.coordinator(id).await.and_then(|status| status.epoch);
-                newest = newest.max(epoch.map(|epoch| (epoch, id)));
-            }
-            leader = newest.map(|(_, id)| Server::Coordinator(id));
+            leader = self.operator.status().await.leader();
             leader.is_some()
         })
         .await;
-        leader.expect("found just now")
+        Server::Coordinator(leader.expect("found just now").0)
     }
 
     /// Arms a fault point: whoever comes to it is held there, after it was passed `skip` times.
@@ -148,9 +103,10 @@ impl Drill {
     }
 
     async fn fault(&self, server: Server, fault: Fault) -> Option<Vec<FaultStatus>> {
-        match self.ask(server, Ask::Fault(fault)).await? {
-            Told::Faults(faults) => Some(faults),
-            other => panic!("{server:?} answered {other:?}"),
+        match self.operator.fault(&self.peer(server), fault).await {
+            Ok(faults) => Some(faults),
+            Err(OperatorError::Call(_)) => None,
+            Err(error) => panic!("{server:?}: {error}"),
         }
     }
 
@@ -158,15 +114,9 @@ impl Drill {
     pub async fn until_shared(&self) {
         let preferred = self.client.map().preferred_leaders();
         eventually("every shard is led from where it should be", async || {
-            let mut at_home = 0;
-            for id in 1..=self.cluster.participants.len() as u64 {
-                let status = self.participant(id).await;
-                let is_home = |shard: &ShardId| preferred[usize::from(shard.0)] == NodeId(id);
-                at_home += status.map_or(0, |status| {
-                    status.shards.iter().filter(|shard| shard.serving && is_home(&shard.shard)).count()
-                });
-            }
-            at_home == preferred.len()
+            let serving = self.operator.status().await.serving();
+            let at_home = |(shard, node): (&ShardId, &NodeId)| preferred[usize::from(shard.0)] == *node;
+            serving.len() == preferred.len() && serving.iter().all(at_home)
         })
         .await;
     }
@@ -188,13 +138,12 @@ impl Drill {
 
     /// Waits until no transaction is prepared anywhere and no lock is held.
     pub async fn until_nothing_is_held(&self) {
-        eventually("nothing stays prepared or locked", async || held(&self.client).await == Some((0, 0)))
-            .await;
+        until_nothing_is_held(&self.operator).await;
     }
 
     /// Says goodbye; the processes end with the cluster.
     pub async fn end(self) {
         self.client.close().await;
-        self.admin.close().await;
+        self.operator.close().await;
     }
 }

@@ -10,12 +10,10 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
-use troth_protocol::message::admin::{Request as Ask, Response as Told};
-use troth_protocol::message::{Request, Response};
-use troth_protocol::net::Peer;
 use troth_sdk::Client;
 use troth_sdk::embedded::{Cluster, ClusterConfig};
 use troth_sdk::harness::processes::{Processes, Shape, binaries};
+use troth_sdk::operator::Operator;
 
 /// How long anything may take that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -119,24 +117,10 @@ pub async fn connect(processes: &Processes) -> Client {
     in_time(Client::connect(config)).await.expect("the cluster gets ready")
 }
 
-/// Prepared transactions and locks on all participants; `None` while one of them does not answer
-/// or does not serve all of its shards.
-pub async fn held(client: &Client) -> Option<(u64, u64)> {
-    client.refresh_map().await;
-    let map = client.map();
-    let (mut prepared, mut locks) = (0, 0);
-    for node in &map.nodes {
-        let deadline = Instant::now() + Duration::from_secs(2);
-        let peer = Peer::participant(&node.address);
-        let told = client.transport().call(&peer, Request::Admin(Ask::Status), deadline).await;
-        let Ok(Response::Admin(Told::Participant(status))) = told else { return None };
-        if map.replicas == 1 && !status.shards.iter().all(|shard| shard.serving) {
-            return None;
-        }
-        prepared += status.shards.iter().map(|shard| shard.prepared).sum::<u64>();
-        locks += status.shards.iter().map(|shard| shard.locks).sum::<u64>();
-    }
-    Some((prepared, locks))
+/// Waits until no transaction is prepared anywhere and no lock is held.
+pub async fn until_nothing_is_held(operator: &Operator) {
+    eventually("nothing stays prepared or locked", async || operator.status().await.held() == Some((0, 0)))
+        .await;
 }
 
 /// A seed for a random test: `TROTH_SEED` if set, else a new one. Printed, so that a failure can be

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use troth_sdk::harness::bank::Bank;
 use troth_sdk::harness::processes::{Processes, Shape};
 use troth_sdk::{Client, Error, KeyRange, Outcome};
-use troth_tests::{PATIENCE, SMALL, connect, eventually, held, in_time, processes, seed};
+use troth_tests::{PATIENCE, SMALL, connect, eventually, in_time, processes, seed, until_nothing_is_held};
 
 const ACCOUNTS: u32 = 200;
 const CLIENTS: u64 = 12;
@@ -53,11 +53,35 @@ async fn move_money(
     (acknowledged, denied)
 }
 
+/// A cluster in a storm, with clients that move money meanwhile.
+struct Storm {
+    cluster: Processes,
+    random: StdRng,
+    done: Arc<AtomicU64>,
+}
+
+impl Storm {
+    async fn a_while(&mut self) {
+        sleep(Duration::from_millis(self.random.random_range(50..700))).await;
+    }
+
+    fn any_of(&mut self, count: usize) -> usize {
+        self.random.random_range(0..count)
+    }
+
+    /// Waits until transfers are made again.
+    async fn until_it_goes_on(&self) {
+        let before = self.done.load(Ordering::Relaxed);
+        let goes_on = async || self.done.load(Ordering::Relaxed) >= before + 3 * CLIENTS;
+        eventually("transfers go on", goes_on).await;
+    }
+}
+
 /// Lets clients move money while `disturb` does what it does; then checks that all is well.
-async fn survives(shape: Shape, disturb: impl AsyncFnOnce(&mut Processes, &mut StdRng)) {
-    let mut random = StdRng::seed_from_u64(seed());
+async fn survives(shape: Shape, disturb: impl AsyncFnOnce(&mut Storm)) {
+    let random = StdRng::seed_from_u64(seed());
     let folder = tempfile::tempdir().expect("a folder");
-    let (mut cluster, client) = processes(folder.path(), shape).await;
+    let (cluster, client) = processes(folder.path(), shape).await;
     let bank = Bank::new(&client, ACCOUNTS);
     let opened = in_time(bank.open()).await.expect("the accounts are opened");
 
@@ -66,10 +90,10 @@ async fn survives(shape: Shape, disturb: impl AsyncFnOnce(&mut Processes, &mut S
     for name in 0..CLIENTS {
         clients.spawn(move_money(client.clone(), bank.clone(), name, done.clone(), stop.clone()));
     }
-    disturb(&mut cluster, &mut random).await;
+    let mut storm = Storm { cluster, random, done };
+    disturb(&mut storm).await;
     // It must go on after the last disturbance, not only have been right before.
-    let before = done.load(Ordering::Relaxed);
-    eventually("transfers go on", async || done.load(Ordering::Relaxed) >= before + 100).await;
+    storm.until_it_goes_on().await;
     stop.store(true, Ordering::Relaxed);
     let (mut acknowledged, mut denied) = (Vec::new(), Vec::new());
     while let Some(done) = in_time(clients.join_next()).await {
@@ -89,23 +113,19 @@ async fn survives(shape: Shape, disturb: impl AsyncFnOnce(&mut Processes, &mut S
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
     let undead: Vec<&String> = denied.iter().filter(|receipt| found.contains(*receipt)).collect();
     assert!(undead.is_empty(), "said to be aborted, and there: {undead:?}");
-    eventually("nothing stays prepared or locked", async || held(&client).await == Some((0, 0))).await;
+    until_nothing_is_held(&client.operator()).await;
     client.close().await;
-}
-
-async fn a_while(random: &mut StdRng) {
-    sleep(Duration::from_millis(random.random_range(50..700))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn participants_are_killed_at_random_moments() {
-    survives(SMALL, async |cluster, random| {
+    survives(SMALL, async |storm| {
         for _ in 0..6 {
-            a_while(random).await;
-            let victim = random.random_range(0..cluster.participants.len());
-            cluster.participants[victim].kill().expect("it runs");
-            a_while(random).await;
-            cluster.participants[victim].start().expect("it starts again");
+            storm.a_while().await;
+            let victim = storm.any_of(3);
+            storm.cluster.participants[victim].kill().expect("it runs");
+            storm.a_while().await;
+            storm.cluster.participants[victim].start().expect("it starts again");
         }
     })
     .await;
@@ -113,41 +133,53 @@ async fn participants_are_killed_at_random_moments() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_coordinator_is_killed_at_random_moments() {
-    survives(SMALL, async |cluster, random| {
+    survives(SMALL, async |storm| {
         for _ in 0..6 {
-            a_while(random).await;
-            cluster.coordinators[0].kill().expect("it runs");
-            a_while(random).await;
-            cluster.coordinators[0].start().expect("it starts again");
+            storm.a_while().await;
+            storm.cluster.coordinators[0].kill().expect("it runs");
+            storm.a_while().await;
+            storm.cluster.coordinators[0].start().expect("it starts again");
+        }
+    })
+    .await;
+}
+
+/// Three of each.
+const TRIPLE: Shape = Shape { coordinators: 3, replicas: 3, ..SMALL };
+
+async fn everything_is_killed_at_once(shape: Shape) {
+    survives(shape, async |storm| {
+        for _ in 0..3 {
+            storm.a_while().await;
+            storm.cluster.kill_all().expect("they run");
+            storm.cluster.start().expect("all start again");
+            storm.until_it_goes_on().await;
         }
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_is_killed_at_once() {
-    survives(SMALL, async |cluster, random| {
-        for _ in 0..3 {
-            a_while(random).await;
-            for process in cluster.all_mut() {
-                process.kill().expect("it runs");
-            }
-            cluster.start().expect("all start again");
-            sleep(Duration::from_millis(1500)).await;
-        }
-    })
-    .await;
+async fn everything_is_killed_at_once_where_there_is_one_replica() {
+    everything_is_killed_at_once(SMALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_killed_at_once_where_there_are_three_of_each() {
+    everything_is_killed_at_once(TRIPLE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_process_is_killed_where_there_are_three_of_each() {
-    survives(Shape { coordinators: 3, replicas: 3, ..SMALL }, async |cluster, random| {
+    survives(TRIPLE, async |storm| {
         for _ in 0..6 {
-            a_while(random).await;
-            let victim = random.random_range(0..6);
-            cluster.all_mut().nth(victim).expect("there are six").kill().expect("it runs");
-            sleep(Duration::from_millis(1000)).await;
-            cluster.all_mut().nth(victim).expect("there are six").start().expect("it starts again");
+            storm.a_while().await;
+            let victim = storm.any_of(6);
+            let process = storm.cluster.all_mut().nth(victim).expect("there are six");
+            process.kill().expect("it runs");
+            storm.until_it_goes_on().await;
+            let process = storm.cluster.all_mut().nth(victim).expect("there are six");
+            process.start().expect("it starts again");
         }
     })
     .await;

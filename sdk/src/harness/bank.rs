@@ -1,15 +1,16 @@
 //! Money moves between accounts, and none may appear or vanish.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::RngExt;
-use troth_protocol::NodeId;
+use troth_protocol::ShardId;
 
 use crate::client::Client;
 use crate::error::Error;
 use crate::transaction::Transaction;
-use crate::{Bytes, KeyRange};
+use crate::{Bytes, Key, KeyRange};
 
 /// What every account begins with.
 pub const OPENING_BALANCE: u64 = 1_000;
@@ -39,6 +40,17 @@ pub struct Audit {
     pub accounts: usize,
     /// Money in all of them.
     pub total: u64,
+}
+
+/// What is in each account, by its number.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Balances(pub BTreeMap<u32, u64>);
+
+impl Balances {
+    /// All of it together.
+    pub fn audit(&self) -> Audit {
+        Audit { accounts: self.0.len(), total: self.0.values().sum() }
+    }
 }
 
 fn account(number: u32) -> String {
@@ -85,7 +97,7 @@ impl Bank {
         let mut random = rand::rng();
         let map = self.client.map();
         let home = |number: u32| {
-            let shard = crate::Key::copy_from(account(number).as_bytes()).shard(map.shards);
+            let shard = self.shard(number);
             (shard, map.replicas_of(shard).to_vec())
         };
         let from = random.random_range(0..self.accounts);
@@ -102,16 +114,9 @@ impl Bank {
         (from, to)
     }
 
-    /// The shard of an account, of so many.
-    pub fn shard(&self, number: u32, shards: u16) -> troth_protocol::ShardId {
-        crate::Key::copy_from(account(number).as_bytes()).shard(shards)
-    }
-
-    /// Whether a node holds an account.
-    pub fn touches(&self, number: u32, node: NodeId) -> bool {
-        let map = self.client.map();
-        let shard = crate::Key::copy_from(account(number).as_bytes()).shard(map.shards);
-        map.replicas_of(shard).contains(&node)
+    /// The shard of an account.
+    pub fn shard(&self, number: u32) -> ShardId {
+        Key::copy_from(account(number).as_bytes()).shard(self.client.map().shards)
     }
 
     /// Moves an amount between two accounts, with retries.
@@ -163,15 +168,42 @@ impl Bank {
         Ok(Transfer::Done)
     }
 
+    /// What is in each account, in one snapshot.
+    ///
+    /// # Errors
+    /// If the cluster cannot be read.
+    pub async fn balances(&self) -> Result<Balances, Error> {
+        let snapshot = self.client.snapshot().await?;
+        let rows = snapshot.scan(KeyRange::prefix(PREFIX.as_bytes()), usize::MAX).await?;
+        let number = |key: &Key| {
+            let digits = key.as_bytes().strip_prefix(PREFIX.as_bytes());
+            digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()).unwrap_or(u32::MAX)
+        };
+        Ok(Balances(rows.iter().map(|(key, value)| (number(key), balance(Some(value)))).collect()))
+    }
+
+    /// What is in each account; tries again until that works or `patience` is over.
+    ///
+    /// # Errors
+    /// The last error.
+    pub async fn balances_within(&self, patience: Duration) -> Result<Balances, Error> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            match self.balances().await {
+                Err(error) if error.is_retriable() && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
     /// Counts all money in one snapshot.
     ///
     /// # Errors
     /// If the cluster cannot be read.
     pub async fn audit(&self) -> Result<Audit, Error> {
-        let snapshot = self.client.snapshot().await?;
-        let rows = snapshot.scan(KeyRange::prefix(PREFIX.as_bytes()), usize::MAX).await?;
-        let total = rows.iter().map(|(_, value)| balance(Some(value))).sum();
-        Ok(Audit { accounts: rows.len(), total })
+        Ok(self.balances().await?.audit())
     }
 
     /// Counts all money, and tries again until that works or `patience` is over.
@@ -179,14 +211,6 @@ impl Bank {
     /// # Errors
     /// The last error.
     pub async fn audit_within(&self, patience: Duration) -> Result<Audit, Error> {
-        let deadline = tokio::time::Instant::now() + patience;
-        loop {
-            match self.audit().await {
-                Err(error) if error.is_retriable() && tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                result => return result,
-            }
-        }
+        Ok(self.balances_within(patience).await?.audit())
     }
 }

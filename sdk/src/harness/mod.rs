@@ -2,4 +2,5 @@
 //! the benchmarks share.
 
 pub mod bank;
+pub mod load;
 pub mod processes;

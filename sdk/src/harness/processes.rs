@@ -16,6 +16,7 @@ use crate::Role;
 use crate::config::ClientConfig;
 use crate::error::Error;
 use crate::layout::{Layout, LayoutError, Plan};
+use crate::operator::Operator;
 
 /// Something about the processes failed.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +137,20 @@ impl Process {
         }
     }
 
+    /// How it ended, if it has ended by itself.
+    ///
+    /// # Errors
+    /// If it was not started, or the system refuses.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>, ProcessError> {
+        let what = format!("cannot watch {}", self.name);
+        let child = self.child.as_mut().ok_or_else(|| io::Error::other("it does not run"));
+        let status = child.and_then(Child::try_wait).map_err(failed(what))?;
+        if status.is_some() {
+            self.child = None;
+        }
+        Ok(status)
+    }
+
     /// Sends it a signal, for example SIGSTOP.
     ///
     /// # Errors
@@ -227,6 +242,19 @@ impl Processes {
         self.all_mut().try_for_each(Process::start)
     }
 
+    /// Kills all processes that run, at the same moment: SIGKILL.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn kill_all(&mut self) -> Result<(), ProcessError> {
+        for process in self.all_mut().filter(|process| process.child.is_some()) {
+            process.signal(Signal::KILL)?;
+        }
+        self.all_mut()
+            .filter(|process| process.child.is_some())
+            .try_for_each(|process| process.kill().map(drop))
+    }
+
     /// All processes.
     pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Process> {
         self.coordinators.iter_mut().chain(&mut self.participants)
@@ -259,6 +287,14 @@ impl Processes {
         Ok(ClientConfig::new(self.addresses.clone(), credentials))
     }
 
+    /// An operator of this cluster.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the certificates are gone.
+    pub fn operator(&self) -> Result<Operator, Error> {
+        Operator::new(&self.admin_config()?)
+    }
+
     /// The files of this cluster.
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -267,9 +303,7 @@ impl Processes {
 
 impl Drop for Processes {
     fn drop(&mut self) {
-        for process in self.all_mut().filter(|process| process.child.is_some()) {
-            let _ = process.kill();
-        }
+        let _ = self.kill_all();
     }
 }
 

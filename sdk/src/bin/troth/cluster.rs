@@ -27,11 +27,6 @@ fn note() -> Option<PathBuf> {
 }
 
 impl Context {
-    /// Connects to the cluster that is meant, as its operator.
-    pub async fn connect_as_admin(&self) -> Result<Client, Failure> {
-        Ok(Client::connect(self.admin_config()?).await?)
-    }
-
     /// The configuration of an operator of the cluster that is meant.
     pub fn admin_config(&self) -> Result<ClientConfig, Failure> {
         let path = self.client_file()?;

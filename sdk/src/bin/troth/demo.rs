@@ -1,31 +1,33 @@
-//! `troth demo`: money moves between accounts on different machines, one of them dies, and not a
-//! coin is lost.
+//! `troth demo`: money moves between accounts on different machines, servers die in the middle of it,
+//! and not a coin is lost.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use parking_lot::Mutex;
-use rand::RngExt;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
-use troth_protocol::NodeId;
+use tokio::time::sleep;
+use troth_protocol::{NodeId, ShardId, TxnId};
 use troth_sdk::harness::bank::{Audit, Bank};
-use troth_sdk::harness::processes::{Processes, Shape, binaries};
-use troth_sdk::{Client, Error, Outcome};
+use troth_sdk::harness::load::{Counts, Load};
+use troth_sdk::harness::processes::{Process, Processes, Shape, binaries};
+use troth_sdk::operator::{Fault, FaultAction, FaultPoint, Operator, Peer};
+use troth_sdk::{Client, Outcome};
 
 use crate::Context;
 use crate::output::{EXIT_FAILED, Failure, line};
 
-/// How long the killed process stays dead.
+/// What is started.
+const SHAPE: Shape = Shape { coordinators: 3, nodes: 3, replicas: 3, shards: 16 };
+
+/// How long a killed process stays dead once transfers go on without it.
 const DEAD_FOR: Duration = Duration::from_millis(1500);
 
-/// How long the cluster may take to get ready, and to settle afterwards.
+/// How long anything may take that must happen: to get ready, to recover, to settle.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Options of `troth demo`.
@@ -45,31 +47,40 @@ pub struct Options {
     keep: bool,
 }
 
-/// What the clients saw.
-struct Seen {
-    began: Instant,
-    committed: AtomicU64,
-    attempts: AtomicU64,
-    failed: AtomicU64,
-    unknown: AtomicU64,
-    stop: AtomicBool,
-    latencies: Mutex<Histogram<u64>>,
-    /// When transfers that concern the victim's shards were committed.
-    victims_commits: Mutex<Vec<Instant>>,
+/// A cluster under load, and whoever looks at it.
+struct Stage {
+    processes: Processes,
+    client: Client,
+    operator: Operator,
+    load: Load,
+    bar: ProgressBar,
 }
 
-/// What was killed, and how long that hurt.
+/// A server that was killed, and how long that hurt.
 struct Kill {
-    name: String,
+    process: String,
+    what: &'static str,
     pid: u32,
-    killed: Instant,
+    struck: Instant,
     restarted: Instant,
+    /// The shards that it concerns.
+    shards: usize,
+    /// The longest time between the last commit before and the first commit after, of one of them.
+    gap: Duration,
+}
+
+/// What a leader left in doubt between the votes and its decision.
+struct InDoubt {
+    committed: usize,
+    aborted: usize,
+    /// From its death until the last of them was settled.
+    settled_after: Duration,
 }
 
 /// Runs the demo.
 pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
     let folder = tempfile::Builder::new().prefix("troth-demo-").tempdir()?;
-    let result = play(context, &options, folder.path().to_owned()).await;
+    let result = play(context, &options, folder.path()).await;
     if options.keep {
         let kept = folder.keep();
         eprintln!("data and logs are in {}", kept.display());
@@ -83,93 +94,191 @@ pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
     if ok { Ok(()) } else { Err(Failure::new(EXIT_FAILED, "something is wrong; the report says what")) }
 }
 
-async fn play(context: &Context, options: &Options, folder: PathBuf) -> anyhow::Result<(Value, bool)> {
+async fn play(context: &Context, options: &Options, folder: &Path) -> anyhow::Result<(Value, bool)> {
     let bar = progress(context.json);
-    let shape = Shape { coordinators: 1, nodes: 3, replicas: 1, shards: 16 };
-    bar.set_message("starting 1 coordinator and 3 participants");
-    let mut processes = Processes::create(&folder, &binaries()?, shape)?;
+    bar.set_message("starting 3 coordinators and 3 participants");
+    let mut processes = Processes::create(folder, &binaries()?, SHAPE)?;
     processes.start()?;
     let mut config = processes.client_config()?;
     config.timeout = PATIENCE;
     let client = Client::connect(config).await.context("the cluster does not get ready")?;
+    let operator = processes.operator()?;
     bar.set_message("opening accounts");
     let bank = Bank::new(&client, options.accounts);
-    let before = bank.open().await.context("cannot open the accounts")?;
+    bank.open().await.context("cannot open the accounts")?;
+    let before = bank.balances().await.context("cannot read the accounts")?;
+    until_calm(&operator).await?;
 
-    let victim_at = rand::rng().random_range(0..processes.participants.len());
-    let victim = NodeId(victim_at as u64 + 1);
-    let seen = Arc::new(Seen {
-        began: Instant::now(),
-        committed: AtomicU64::new(0),
-        attempts: AtomicU64::new(0),
-        failed: AtomicU64::new(0),
-        unknown: AtomicU64::new(0),
-        stop: AtomicBool::new(false),
-        latencies: Mutex::new(Histogram::new_with_bounds(1, 600_000_000, 3)?),
-        victims_commits: Mutex::default(),
-    });
-    let mut clients = JoinSet::new();
-    for _ in 0..options.clients {
-        clients.spawn(move_money(bank.clone(), seen.clone(), victim));
-    }
+    let load = Load::start(&bank, options.clients, 20);
+    let mut stage = Stage { processes, client, operator, load, bar };
+    let part = |part: f64| stage.load.began() + Duration::from_secs(options.seconds).mul_f64(part);
+    let (first, second, end) = (part(0.2), part(0.6), part(1.0));
+    stage.show_until(first, "transferring").await;
+    let (leader, in_doubt) = stage.kill_the_leader().await?;
+    stage.show_until(second, "transferring").await;
+    let participant = stage.kill_a_participant().await?;
+    stage.show_until(end, "transferring").await;
 
-    let end = seen.began + Duration::from_secs(options.seconds);
-    let kill_at = seen.began + Duration::from_secs(options.seconds).mul_f64(0.4);
-    show_until(&bar, &seen, kill_at.min(end), "transferring").await;
-    let process = &mut processes.participants[victim_at];
-    let pid = process.kill()?;
-    let killed = Instant::now();
-    let text = format!("{} is dead (SIGKILL)", process.name);
-    show_until(&bar, &seen, killed + DEAD_FOR, &text).await;
-    process.start()?;
-    let kill = Kill { name: process.name.clone(), pid, killed, restarted: Instant::now() };
-    show_until(&bar, &seen, end.max(Instant::now()), &format!("{} is back", kill.name)).await;
-
-    seen.stop.store(true, Ordering::Relaxed);
+    let Stage { processes, client, operator, load, bar } = stage;
     bar.set_message("waiting for the last transfers");
-    let last = async {
-        while let Some(client) = clients.join_next().await {
-            client?;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(PATIENCE, last).await.context("transfers do not end")??;
+    let (began, latencies) = (load.began(), load.take_latencies());
+    let ended = load.stop(PATIENCE).await?;
     bar.set_message("counting all money in one snapshot");
-    let after = bank.audit_within(PATIENCE).await.context("the accounts cannot be read")?;
+    let after = bank.balances_within(PATIENCE).await.context("the accounts cannot be read")?;
     bar.finish_and_clear();
+    operator.close().await;
     client.close().await;
-    Ok(report(&seen, &[kill], before, after))
+    drop(processes);
+    Ok(report(&Seen {
+        began,
+        counts: &ended.counts,
+        latencies: &latencies,
+        kills: &[leader, participant],
+        in_doubt: &in_doubt,
+        before: before.audit(),
+        after: after.audit(),
+        wrong_accounts: ended.wrong_accounts(&before, &after),
+    }))
 }
 
-async fn move_money(bank: Bank, seen: Arc<Seen>, victim: NodeId) {
-    while !seen.stop.load(Ordering::Relaxed) {
-        let (from, to) = bank.pick();
-        let amount = rand::rng().random_range(1..=20);
-        let concerns_victim = bank.touches(from, victim) || bank.touches(to, victim);
-        let begin = Instant::now();
-        let done = match bank.transfer_counting(from, to, amount, &seen.attempts).await {
-            Ok(_) => true,
-            Err(Error::Unknown(handle)) => match handle.resolve(PATIENCE).await {
-                Ok(Outcome::Committed { .. }) => true,
-                Ok(Outcome::Aborted { .. }) => false,
-                Ok(Outcome::Expired) | Err(_) => {
-                    seen.unknown.fetch_add(1, Ordering::Relaxed);
-                    continue;
-                }
-            },
-            Err(_) => {
-                seen.failed.fetch_add(1, Ordering::Relaxed);
-                continue;
+/// Waits until every shard is served by the node that should lead it: what is measured then is the
+/// death of a server, not the birth of the cluster.
+async fn until_calm(operator: &Operator) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = operator.status().await;
+        let (serving, preferred) = (status.serving(), operator.map().preferred_leaders());
+        let at_home = serving.iter().all(|(shard, node)| preferred[usize::from(shard.0)] == *node);
+        if status.leader().is_some() && serving.len() == preferred.len() && at_home {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "the cluster does not get ready");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+impl Stage {
+    /// Kills the coordinators' leader at the instant when a transaction has all its votes and no
+    /// decision, and watches the next leader settle what was left in doubt.
+    async fn kill_the_leader(&mut self) -> anyhow::Result<(Kill, InDoubt)> {
+        let leader = self.operator.status().await.leader().context("no coordinator leads")?;
+        let map = self.operator.map();
+        let node = map.coordinators.iter().find(|node| node.id == leader).context("it is in no map")?;
+        let at = usize::try_from(leader.0 - 1)?;
+        let pid = self.processes.coordinators[at].pid().context("it does not run")?;
+        let arm = Fault::Arm { point: FaultPoint::BeforeDecide, action: FaultAction::Kill, skip: 0 };
+        let (operator, peer) = (self.operator.clone(), Peer::coordinator(&node.address));
+        // It may be dead before it can answer.
+        let armed = tokio::spawn(async move { operator.fault(&peer, arm).await });
+        let process = &mut self.processes.coordinators[at];
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = process.ended()? {
+                break status;
             }
+            if Instant::now() > deadline {
+                armed.await??;
+                bail!("no transaction came to its decision");
+            }
+            sleep(Duration::from_millis(1)).await;
         };
-        if done {
-            seen.committed.fetch_add(1, Ordering::Relaxed);
-            seen.latencies.lock().saturating_record(begin.elapsed().as_micros() as u64);
-            if concerns_victim {
-                seen.victims_commits.lock().push(Instant::now());
+        let struck = Instant::now();
+        ensure!(status.signal() == Some(9), "{} ended by itself: {status}", process.name);
+
+        let what = format!("{} is dead (SIGKILL, between the votes and a decision)", process.name);
+        self.bar.set_message(what.clone());
+        // Nobody can add to them before there is another leader.
+        let left: Vec<TxnId> = self.in_doubt().await?;
+        self.bar.set_message(format!("{what}: {} transactions in doubt", left.len()));
+        let deadline = struck + PATIENCE;
+        while self.in_doubt().await?.iter().any(|txn| left.contains(txn)) {
+            ensure!(Instant::now() < deadline, "transactions stay in doubt");
+            sleep(Duration::from_millis(10)).await;
+        }
+        let mut in_doubt = InDoubt { committed: 0, aborted: 0, settled_after: struck.elapsed() };
+        for txn in left {
+            match self.client.outcome(txn).await? {
+                Outcome::Committed { .. } => in_doubt.committed += 1,
+                Outcome::Aborted { .. } => in_doubt.aborted += 1,
+                Outcome::Expired => bail!("{txn} is too old"),
             }
         }
+        let shards: Vec<ShardId> = (0..SHAPE.shards).map(ShardId).collect();
+        let gap = self.recovery(struck, &shards, "a standby leads").await?;
+        let process = &mut self.processes.coordinators[at];
+        let what = "the coordinators' leader, between the votes of a transaction and its decision";
+        Ok((revive(process, what, pid, struck, shards.len(), gap)?, in_doubt))
     }
+
+    /// Transactions that are prepared at the shards' leaders.
+    async fn in_doubt(&self) -> anyhow::Result<Vec<TxnId>> {
+        let mut found: Vec<TxnId> = self.operator.in_doubt().await?.iter().map(|record| record.txn).collect();
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Kills a participant that leads shards.
+    async fn kill_a_participant(&mut self) -> anyhow::Result<Kill> {
+        until_calm(&self.operator).await?;
+        let victim = rand::random_range(0..self.processes.participants.len());
+        let serving = self.operator.status().await.serving();
+        let leads = |node: &NodeId| node.0 == victim as u64 + 1;
+        let shards: Vec<ShardId> =
+            serving.iter().filter(|(_, node)| leads(node)).map(|(shard, _)| *shard).collect();
+        let process = &mut self.processes.participants[victim];
+        let (pid, struck) = (process.kill()?, Instant::now());
+        let what = format!("{} is dead (SIGKILL), and led {} shards", process.name, shards.len());
+        self.bar.set_message(what);
+        let gap = self.recovery(struck, &shards, "others lead its shards").await?;
+        let process = &mut self.processes.participants[victim];
+        revive(process, "a participant that led shards", pid, struck, shards.len(), gap)
+    }
+
+    /// Waits until transfers go on at all these shards, and then for as long as a process stays dead.
+    /// Tells how long they did not.
+    async fn recovery(&self, struck: Instant, shards: &[ShardId], then: &str) -> anyhow::Result<Duration> {
+        let deadline = struck + PATIENCE;
+        let outage = loop {
+            if let Some(outage) = self.load.outage(struck, shards.iter().copied()) {
+                break outage;
+            }
+            ensure!(Instant::now() < deadline, "transfers do not go on");
+            sleep(Duration::from_millis(5)).await;
+        };
+        let text = format!("{then}, after {:.1} s", outage.gap.as_secs_f64());
+        self.show_until(outage.over + DEAD_FOR, &text).await;
+        Ok(outage.gap)
+    }
+
+    /// Shows how many transfers a second there are, until a moment.
+    async fn show_until(&self, until: Instant, what: &str) {
+        let mut last = (Instant::now(), self.load.counts().committed);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            sleep(left.min(Duration::from_millis(250))).await;
+            let now = (Instant::now(), self.load.counts().committed);
+            let rate = (now.1 - last.1) as f64 / now.0.duration_since(last.0).as_secs_f64().max(0.001);
+            last = now;
+            self.bar.set_message(format!("{what}: {} transfers, {rate:.0} a second", now.1));
+        }
+    }
+}
+
+/// Starts a dead process again.
+fn revive(
+    process: &mut Process,
+    what: &'static str,
+    pid: u32,
+    struck: Instant,
+    shards: usize,
+    gap: Duration,
+) -> anyhow::Result<Kill> {
+    process.start()?;
+    Ok(Kill { process: process.name.clone(), what, pid, struck, restarted: Instant::now(), shards, gap })
 }
 
 fn progress(hidden: bool) -> ProgressBar {
@@ -183,62 +292,64 @@ fn progress(hidden: bool) -> ProgressBar {
     bar
 }
 
-/// Shows how many transfers a second there are, until a moment.
-async fn show_until(bar: &ProgressBar, seen: &Seen, until: Instant, what: &str) {
-    let mut last = (Instant::now(), seen.committed.load(Ordering::Relaxed));
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return;
-        }
-        tokio::time::sleep(left.min(Duration::from_millis(250))).await;
-        let now = (Instant::now(), seen.committed.load(Ordering::Relaxed));
-        let rate = (now.1 - last.1) as f64 / now.0.duration_since(last.0).as_secs_f64().max(0.001);
-        last = now;
-        bar.set_message(format!("{what}: {} transfers, {rate:.0} a second", now.1));
-    }
+/// What there is to report.
+struct Seen<'a> {
+    began: Instant,
+    counts: &'a Counts,
+    latencies: &'a Histogram<u64>,
+    kills: &'a [Kill],
+    in_doubt: &'a InDoubt,
+    before: Audit,
+    after: Audit,
+    wrong_accounts: usize,
 }
 
 /// What is printed, and whether all is well.
-fn report(seen: &Seen, kills: &[Kill], before: Audit, after: Audit) -> (Value, bool) {
-    let latencies = seen.latencies.lock();
-    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let (committed, unknown, failed) = (count(&seen.committed), count(&seen.unknown), count(&seen.failed));
-    let aborted = count(&seen.attempts).saturating_sub(committed + unknown);
-    let mut commits = seen.victims_commits.lock().clone();
-    commits.sort();
-    let millis = |from: Instant, to: Instant| to.duration_since(from).as_millis() as u64;
-    let killed: Vec<Value> = kills
+fn report(seen: &Seen) -> (Value, bool) {
+    let Seen { counts, in_doubt, before, after, .. } = seen;
+    let millis = |time: Duration| time.as_millis() as u64;
+    let killed: Vec<Value> = seen
+        .kills
         .iter()
         .map(|kill| {
-            let last = commits.iter().rev().find(|at| **at < kill.killed);
-            let next = commits.iter().find(|at| **at > kill.restarted);
-            let hurt = last.zip(next).map(|(last, next)| millis(*last, *next));
             json!({
-                "process": kill.name,
+                "process": kill.process,
+                "what": kill.what,
                 "pid": kill.pid,
                 "signal": "SIGKILL",
-                "at_ms": millis(seen.began, kill.killed),
-                "dead_ms": millis(kill.killed, kill.restarted),
-                "hurt_ms": hurt,
+                "at_ms": millis(kill.struck - seen.began),
+                "dead_ms": millis(kill.restarted - kill.struck),
+                "shards": kill.shards,
+                "hurt_ms": millis(kill.gap),
             })
         })
         .collect();
-    let healed = killed.iter().all(|kill| !kill["hurt_ms"].is_null());
-    let ok = before == after && healed && unknown == 0 && failed == 0 && committed > 0;
+    let resolved = in_doubt.committed + in_doubt.aborted;
+    let ok = before == after
+        && seen.wrong_accounts == 0
+        && counts.unknown == 0
+        && counts.failed == 0
+        && counts.committed > 0
+        && resolved > 0;
     let report = json!({
         "ok": ok,
         "seconds": seen.began.elapsed().as_secs_f64(),
-        "committed": committed,
-        "aborted": aborted,
-        "unknown": unknown,
-        "failed": failed,
+        "committed": counts.committed,
+        "aborted": counts.aborted,
+        "unknown": counts.unknown,
+        "failed": counts.failed,
         "accounts": after.accounts,
+        "wrong_accounts": seen.wrong_accounts,
         "total_before": before.total,
         "total_after": after.total,
-        "p50_us": latencies.value_at_quantile(0.5),
-        "p99_us": latencies.value_at_quantile(0.99),
+        "p50_us": seen.latencies.value_at_quantile(0.5),
+        "p99_us": seen.latencies.value_at_quantile(0.99),
         "killed": killed,
+        "failover_ms": seen.kills.iter().map(|kill| millis(kill.gap)).collect::<Vec<_>>(),
+        "in_doubt_resolved": resolved,
+        "in_doubt_committed": in_doubt.committed,
+        "in_doubt_aborted": in_doubt.aborted,
+        "in_doubt_settled_ms": millis(in_doubt.settled_after),
     });
     (report, ok)
 }
@@ -246,7 +357,8 @@ fn report(seen: &Seen, kills: &[Kill], before: Audit, after: Audit) -> (Value, b
 fn print(report: &Value) -> Result<(), Failure> {
     let number = |key: &str| report[key].as_u64().unwrap_or(0);
     let millis = |key: &str| number(key) as f64 / 1e3;
-    line("Bank transfers between accounts on different shards, each one transaction")?;
+    line("Bank transfers between accounts on different shards, each one transaction;")?;
+    line("3 coordinators, 3 participants, 3 replicas of each shard, all of them processes of this machine")?;
     line(format!("  committed   {:>8}", number("committed")))?;
     line(format!(
         "  aborted     {:>8}  attempts that met another transfer or a dead server, made again",
@@ -260,26 +372,35 @@ fn print(report: &Value) -> Result<(), Failure> {
         millis("p99_us")
     ))?;
     for kill in report["killed"].as_array().into_iter().flatten() {
+        let seconds = |key: &str| kill[key].as_u64().unwrap_or(0) as f64 / 1e3;
+        let text = |key: &str| kill[key].as_str().unwrap_or_default().to_owned();
+        line(format!("  killed      {}: {}", text("process"), text("what")))?;
         line(format!(
-            "  killed      {} (pid {}) after {:.1} s, started again {:.1} s later",
-            kill["process"].as_str().unwrap_or_default(),
+            "              SIGKILL to pid {} after {:.1} s, started again {:.1} s later",
             kill["pid"],
-            kill["at_ms"].as_u64().unwrap_or(0) as f64 / 1e3,
-            kill["dead_ms"].as_u64().unwrap_or(0) as f64 / 1e3,
+            seconds("at_ms"),
+            seconds("dead_ms"),
         ))?;
-        match kill["hurt_ms"].as_u64() {
-            Some(hurt) => line(format!(
-                "  it hurt for {:.1} s: that long no transfer with its accounts was committed",
-                hurt as f64 / 1e3
-            ))?,
-            None => line("  its accounts did not come back")?,
-        }
+        line(format!(
+            "              it hurt for {:.2} s: so long the slowest of {} shards had no commits",
+            seconds("hurt_ms"),
+            kill["shards"],
+        ))?;
     }
     line(format!(
-        "  money       {:>8} before, {} after, in {} accounts",
+        "  in doubt    {:>8}  transactions left by the dead leader: {} committed, {} aborted, all settled {:.2} s \
+         after its death",
+        number("in_doubt_resolved"),
+        number("in_doubt_committed"),
+        number("in_doubt_aborted"),
+        millis("in_doubt_settled_ms"),
+    ))?;
+    line(format!(
+        "  money       {:>8} before, {} after, in {} accounts; {} of them hold another sum than was acknowledged",
         number("total_before"),
         number("total_after"),
-        number("accounts")
+        number("accounts"),
+        number("wrong_accounts"),
     ))?;
     let verdict = if report["ok"] == json!(true) { "All of it is there." } else { "SOMETHING IS WRONG." };
     line(verdict)

@@ -1,26 +1,15 @@
 //! `troth switchover` and `troth txn list|show|resolve`: what an operator does to a running cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use clap::{Args, Subcommand};
-use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tokio::time::Instant;
-use troth_protocol::message::admin::{InDoubt, Request as Ask, Response as Told, TxnAtShard, TxnKnowledge};
-use troth_protocol::message::shard::Decision;
-use troth_protocol::message::{Request, Response};
-use troth_protocol::net::quic::{Quic, QuicConfig};
-use troth_protocol::net::{Peer, Transport};
 use troth_protocol::{NodeId, ParticipantId, Reject, ShardId, Timestamp, TxnId};
-use troth_sdk::Client;
+use troth_sdk::operator::{Decision, InDoubt, Operator, OperatorError, Peer, TxnAtShard, TxnKnowledge};
 
 use crate::Context;
 use crate::output::{EXIT_FAILED, EXIT_USAGE, Failure, line, table};
-
-/// How long a server may take to answer an operator.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Options of `troth switchover`.
 #[derive(Args)]
@@ -32,38 +21,23 @@ pub struct SwitchoverOptions {
 
 /// Hands the leadership of the coordinators to another one. Transactions wait, and none fails.
 pub async fn switchover(context: &Context, options: SwitchoverOptions) -> Result<(), Failure> {
-    let client = context.connect_as_admin().await?;
-    client.refresh_map().await;
+    let operator = Operator::new(&context.admin_config()?)?;
+    operator.refresh_map().await;
     let began = Instant::now();
-    let switched = hand_over(&client, options.to.map(NodeId), began + context.timeout).await;
-    client.close().await;
-    let to = switched?;
+    let switched = operator.switchover(options.to.map(NodeId), context.timeout).await;
+    operator.close().await;
+    let to = switched.map_err(|error| match error {
+        OperatorError::Refused { reject: Reject::Overloaded { .. }, .. } => {
+            Failure::new(EXIT_FAILED, "called off: not everything under way has ended in time; try again")
+        }
+        error => error.into(),
+    })?;
     let took = began.elapsed().as_millis() as u64;
     if context.json {
         line(json!({ "leader": to.0, "took_ms": took }))
     } else {
         line(format!("coordinator {to} leads now; handing over took {took} ms"))
     }
-}
-
-async fn hand_over(client: &Client, to: Option<NodeId>, deadline: Instant) -> Result<NodeId, Failure> {
-    let mut last = Failure::new(EXIT_FAILED, "no coordinator leads");
-    for node in &client.map().coordinators {
-        let peer = Peer::coordinator(&node.address);
-        let request = Request::Admin(Ask::Switchover { to });
-        match client.transport().call(&peer, request, deadline).await {
-            Ok(Response::Admin(Told::Switched { to })) => return Ok(to),
-            Ok(Response::Rejected(Reject::NotLeader { .. })) => {}
-            Ok(Response::Rejected(Reject::Overloaded { .. })) => {
-                let reason = "called off: not everything under way has ended in time; try again";
-                return Err(Failure::new(EXIT_FAILED, reason));
-            }
-            Ok(Response::Rejected(reject)) => return Err(Failure::new(EXIT_FAILED, reject)),
-            Ok(_) => last = Failure::new(EXIT_FAILED, "a coordinator answered something else"),
-            Err(error) => last = Failure::new(EXIT_FAILED, error),
-        }
-    }
-    Err(last)
 }
 
 /// What `troth txn` does besides running scripts.
@@ -126,54 +100,23 @@ struct Whom {
     participants: Vec<String>,
 }
 
-/// Calls servers as an operator, also when the cluster has no coordinator to connect to.
-struct Operator {
-    transport: Arc<dyn Transport>,
-    quic: Arc<Quic>,
-    coordinators: Vec<Peer>,
-    participants: Vec<Peer>,
+/// An operator who knows the participants, from a coordinator or from the command line.
+async fn operator(context: &Context, whom: &Whom) -> Result<Operator, Failure> {
+    let named = whom.participants.iter().map(|address| Peer::participant(address)).collect();
+    let operator = Operator::new(&context.admin_config()?)?.with_participants(named);
+    if operator.participants().is_empty() {
+        operator.refresh_map().await;
+    }
+    if operator.participants().is_empty() {
+        let reason = "no coordinator names the participants; name them with --participant";
+        return Err(Failure::new(EXIT_USAGE, reason));
+    }
+    Ok(operator)
 }
 
-impl Operator {
-    async fn connect(context: &Context, whom: &Whom) -> Result<Operator, Failure> {
-        let config = context.admin_config()?;
-        let quic = Quic::bind(QuicConfig { bind: config.bind, ..QuicConfig::default() }, &config.credentials);
-        let quic = quic.map_err(|error| Failure::new(EXIT_FAILED, error))?;
-        let transport: Arc<dyn Transport> = Arc::new(quic.clone());
-        let seeds: Vec<Peer> = config.coordinators.iter().map(|address| Peer::coordinator(address)).collect();
-        let router = troth_protocol::routing::Router::new(transport.clone(), seeds.clone());
-        let mut participants: Vec<Peer> =
-            whom.participants.iter().map(|address| Peer::participant(address)).collect();
-        if participants.is_empty() {
-            router.refresh_map(Instant::now() + ANSWER_TIMEOUT).await;
-            participants = router.map().nodes.iter().map(|node| Peer::participant(&node.address)).collect();
-        }
-        if participants.is_empty() {
-            let reason = "no coordinator names the participants; name them with --participant";
-            return Err(Failure::new(EXIT_USAGE, reason));
-        }
-        Ok(Operator { transport, quic, coordinators: seeds, participants })
-    }
-
-    async fn ask(&self, peer: &Peer, request: Ask) -> Result<Told, Failure> {
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
-        match self.transport.call(peer, Request::Admin(request), deadline).await {
-            Ok(Response::Admin(told)) => Ok(told),
-            Ok(Response::Rejected(reject)) => Err(Failure::new(EXIT_FAILED, format!("{peer}: {reject}"))),
-            Ok(_) => Err(Failure::new(EXIT_FAILED, format!("{peer} answered something else"))),
-            Err(error) => Err(Failure::new(EXIT_FAILED, error)),
-        }
-    }
-
-    /// What every server knows of a transaction; those that do not answer are left out.
-    async fn knowledge(&self, txn: TxnId) -> Vec<(Peer, TxnKnowledge)> {
-        let all = self.coordinators.iter().chain(&self.participants);
-        let answers = join_all(all.map(async |peer| (peer, self.ask(peer, Ask::Txn { txn }).await))).await;
-        let known = |(peer, told): (&Peer, Result<Told, Failure>)| match told {
-            Ok(Told::Txn(known)) => Some((peer.clone(), known)),
-            Ok(_) | Err(_) => None,
-        };
-        answers.into_iter().filter_map(known).collect()
+impl From<OperatorError> for Failure {
+    fn from(error: OperatorError) -> Failure {
+        Failure::new(EXIT_FAILED, error)
     }
 }
 
@@ -184,24 +127,20 @@ pub async fn txn(context: &Context, command: TxnCommand) -> Result<(), Failure> 
         TxnCommand::Show(options) => &options.whom,
         TxnCommand::Resolve(options) => &options.whom,
     };
-    let operator = Operator::connect(context, whom).await?;
+    let operator = operator(context, whom).await?;
     let result = match &command {
         TxnCommand::List(_) => list(context, &operator).await,
         TxnCommand::Show(options) => show(context, &operator, options.id).await,
         TxnCommand::Resolve(options) => resolve(context, &operator, options).await,
     };
-    operator.quic.close().await;
+    operator.close().await;
     result
 }
 
 async fn list(context: &Context, operator: &Operator) -> Result<(), Failure> {
     let mut by_txn: BTreeMap<TxnId, Vec<InDoubt>> = BTreeMap::new();
-    for peer in &operator.participants {
-        if let Told::InDoubt(found) = operator.ask(peer, Ask::InDoubt).await? {
-            for record in found {
-                by_txn.entry(record.txn).or_default().push(record);
-            }
-        }
+    for record in operator.in_doubt().await? {
+        by_txn.entry(record.txn).or_default().push(record);
     }
     let summary = |records: &[InDoubt]| {
         let sum = |of: fn(&InDoubt) -> u64| records.iter().map(of).sum::<u64>();
@@ -381,10 +320,8 @@ fn weigh(known: &[(Peer, TxnKnowledge)]) -> Evidence {
 async fn resolve(context: &Context, operator: &Operator, options: &ResolveOptions) -> Result<(), Failure> {
     let refuse = |reason: String| Err(Failure::new(EXIT_FAILED, reason));
     let txn = options.id;
-    for peer in &operator.coordinators {
-        if let Ok(Told::Coordinator(status)) = operator.ask(peer, Ask::Status).await
-            && status.leader.is_some()
-        {
+    for peer in &operator.coordinators() {
+        if operator.coordinator(peer).await.is_ok_and(|status| status.leader.is_some()) {
             return refuse(format!(
                 "{peer} answers, and the coordinators have a leader: they settle {txn} by themselves; \
                  `troth txn show {txn}` shows what is known"
@@ -393,7 +330,7 @@ async fn resolve(context: &Context, operator: &Operator, options: &ResolveOption
     }
     let known = operator.knowledge(txn).await;
     let answering: BTreeSet<&Peer> = known.iter().map(|(peer, _)| peer).collect();
-    if let Some(silent) = operator.participants.iter().find(|peer| !answering.contains(peer)) {
+    if let Some(silent) = operator.participants().into_iter().find(|peer| !answering.contains(peer)) {
         return refuse(format!("{silent} does not answer, and may know how {txn} ended; start it first"));
     }
     let evidence = weigh(&known);
@@ -424,8 +361,7 @@ async fn resolve(context: &Context, operator: &Operator, options: &ResolveOption
     let shards: Vec<u16> = evidence.prepared.keys().map(|shard| shard.0).collect();
     if options.yes {
         for (shard, peer) in &evidence.prepared {
-            let request = Ask::Resolve { shard: *shard, txn, decision, note: options.note.clone() };
-            operator.ask(peer, request).await?;
+            operator.resolve(peer, *shard, txn, decision, &options.note).await?;
         }
     }
     if context.json {

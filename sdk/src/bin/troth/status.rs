@@ -2,77 +2,30 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::future::join_all;
 use serde_json::json;
-use tokio::time::Instant;
-use troth_protocol::message::admin::{
-    CoordinatorStatus, ParticipantStatus, Request as Ask, Response as Told,
-};
-use troth_protocol::message::{Request, Response};
-use troth_protocol::net::Peer;
 use troth_protocol::{Node, NodeId};
-use troth_sdk::Client;
+use troth_sdk::operator::{ClusterStatus, CoordinatorStatus, OperatorError, ParticipantStatus, ShardStatus};
 
 use crate::Context;
 use crate::output::{EXIT_FAILED, Failure, line, table};
 
-/// What the servers say, or why they do not.
-struct Answers {
-    coordinators: Vec<(Node, Result<CoordinatorStatus, String>)>,
-    participants: Vec<(Node, Result<ParticipantStatus, String>)>,
-}
-
-async fn ask(client: &Client, context: &Context) -> Answers {
-    let deadline = Instant::now() + context.timeout.min(std::time::Duration::from_secs(3));
-    let call = async |peer: Peer| {
-        let answer = client.transport().call(&peer, Request::Admin(Ask::Status), deadline).await;
-        match answer {
-            Ok(Response::Admin(told)) => Ok(told),
-            Ok(Response::Rejected(reject)) => Err(reject.to_string()),
-            Ok(_) => Err("it answered something else".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
-    };
-    let map = client.map();
-    let coordinators = map.coordinators.iter().map(async |node| {
-        let told = match call(Peer::coordinator(&node.address)).await {
-            Ok(Told::Coordinator(status)) => Ok(status),
-            Ok(_) => Err("it is no coordinator".to_owned()),
-            Err(error) => Err(error),
-        };
-        (node.clone(), told)
-    });
-    let participants = map.nodes.iter().map(async |node| {
-        let told = match call(Peer::participant(&node.address)).await {
-            Ok(Told::Participant(status)) => Ok(status),
-            Ok(_) => Err("it is no participant".to_owned()),
-            Err(error) => Err(error),
-        };
-        (node.clone(), told)
-    });
-    Answers { coordinators: join_all(coordinators).await, participants: join_all(participants).await }
-}
-
 /// Shows how the servers are. Fails if a server does not answer.
 pub async fn status(context: &Context) -> Result<(), Failure> {
     let client = context.connect().await?;
-    client.refresh_map().await;
-    let answers = ask(&client, context).await;
+    let answers = client.operator().status().await;
     client.close().await;
     if context.json {
         line(json_status(&answers))?;
     } else {
         print_status(&answers)?;
     }
-    let down = answers.coordinators.iter().filter(|(_, told)| told.is_err()).count()
-        + answers.participants.iter().filter(|(_, told)| told.is_err()).count();
-    if down > 0 {
-        return Err(Failure::new(EXIT_FAILED, format!("{down} servers do not answer")));
+    match answers.down() {
+        0 => Ok(()),
+        down => Err(Failure::new(EXIT_FAILED, format!("{down} servers do not answer"))),
     }
-    Ok(())
 }
 
-fn json_status(answers: &Answers) -> serde_json::Value {
+fn json_status(answers: &ClusterStatus) -> serde_json::Value {
     let coordinators: Vec<_> = answers
         .coordinators
         .iter()
@@ -83,10 +36,12 @@ fn json_status(answers: &Answers) -> serde_json::Value {
                 "map_epoch": status.map_epoch.0, "in_flight": status.in_flight,
                 "unfinished": status.unfinished, "committed": status.committed, "aborted": status.aborted,
             }),
-            Err(error) => json!({ "id": node.id.0, "address": node.address, "up": false, "error": error }),
+            Err(error) => {
+                json!({ "id": node.id.0, "address": node.address, "up": false, "error": error.to_string() })
+            }
         })
         .collect();
-    let shard = |shard: &troth_protocol::message::admin::ShardStatus| {
+    let shard = |shard: &ShardStatus| {
         json!({
             "shard": shard.shard.0, "leader": shard.leader.map(|leader| leader.0), "serving": shard.serving,
             "applied": shard.applied, "prepared": shard.prepared, "locks": shard.locks, "waiting": shard.waiting,
@@ -101,20 +56,18 @@ fn json_status(answers: &Answers) -> serde_json::Value {
                 "version": status.version, "map_epoch": status.map_epoch.0,
                 "shards": status.shards.iter().map(shard).collect::<Vec<_>>(),
             }),
-            Err(error) => json!({ "id": node.id.0, "address": node.address, "up": false, "error": error }),
+            Err(error) => {
+                json!({ "id": node.id.0, "address": node.address, "up": false, "error": error.to_string() })
+            }
         })
         .collect();
     json!({ "coordinators": coordinators, "participants": participants })
 }
 
-fn print_status(answers: &Answers) -> Result<(), Failure> {
-    let seen: BTreeMap<NodeId, Option<u64>> = answers
-        .coordinators
-        .iter()
-        .flat_map(|(_, told)| told.iter())
-        .flat_map(|status| status.nodes_seen.clone())
-        .collect();
-    let coordinator = |(node, told): &(Node, Result<CoordinatorStatus, String>)| {
+fn print_status(answers: &ClusterStatus) -> Result<(), Failure> {
+    let seen: BTreeMap<NodeId, Option<u64>> =
+        answers.up_coordinators().flat_map(|status| status.nodes_seen.clone()).collect();
+    let coordinator = |(node, told): &(Node, Result<CoordinatorStatus, OperatorError>)| {
         let mut row = vec![node.id.to_string(), node.address.clone()];
         match told {
             Ok(status) => {
@@ -137,13 +90,11 @@ fn print_status(answers: &Answers) -> Result<(), Failure> {
         &rows,
     )?;
     line("")?;
-    let participant = |(node, told): &(Node, Result<ParticipantStatus, String>)| {
+    let participant = |(node, told): &(Node, Result<ParticipantStatus, OperatorError>)| {
         let mut row = vec![node.id.to_string(), node.address.clone()];
         match told {
             Ok(status) => {
-                let sum = |of: fn(&troth_protocol::message::admin::ShardStatus) -> u64| {
-                    status.shards.iter().map(of).sum::<u64>().to_string()
-                };
+                let sum = |of: fn(&ShardStatus) -> u64| status.shards.iter().map(of).sum::<u64>().to_string();
                 let serving = status.shards.iter().filter(|shard| shard.serving).count();
                 let seen = seen.get(&node.id).copied().flatten();
                 row.extend([
@@ -165,16 +116,11 @@ fn print_status(answers: &Answers) -> Result<(), Failure> {
 /// Shows which nodes hold which shards, and who leads them.
 pub async fn ring(context: &Context) -> Result<(), Failure> {
     let client = context.connect().await?;
-    client.refresh_map().await;
-    let answers = ask(&client, context).await;
+    let answers = client.operator().status().await;
     let map = client.map();
     client.close().await;
-    let statuses = answers.participants.iter().flat_map(|(_, told)| told.iter());
-    let leaders: BTreeMap<u16, NodeId> = statuses
-        .flat_map(|status| status.shards.iter().map(|shard| (status.id, shard)))
-        .filter(|(_, shard)| shard.serving)
-        .map(|(node, shard)| (shard.shard.0, node))
-        .collect();
+    let leaders: BTreeMap<u16, NodeId> =
+        answers.serving().into_iter().map(|(shard, node)| (shard.0, node)).collect();
     if context.json {
         let shards: Vec<_> = (0..map.shards)
             .map(|shard| {
