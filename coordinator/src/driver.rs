@@ -32,11 +32,10 @@ use crate::state::View;
 /// Timestamps that one request may ask for.
 const TIMESTAMPS_MAX: u32 = 4096;
 
-/// How long what is under way may take to end before leadership is handed over, how often that is
-/// looked at, and after which silence another coordinator cannot have it.
+/// How long what is under way may take to end before leadership is handed over, and how often that is
+/// looked at.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 const DRAIN_POLL: Duration = Duration::from_millis(1);
-const SILENT_MAX: Duration = Duration::from_millis(500);
 
 /// How long one attempt to reach a shard may take, for what is repeated until it succeeds.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -262,9 +261,9 @@ impl Inner {
             }
             sleep(DRAIN_POLL).await;
         }
-        self.group.transfer_leader(to, DRAIN_TIMEOUT).await?;
-        tracing::info!(%to, "leadership is handed over");
-        Ok(to)
+        let leads = self.group.transfer_leader(to, DRAIN_TIMEOUT).await?;
+        tracing::info!(%leads, "leadership is handed over");
+        Ok(leads)
     }
 
     /// The coordinator that shall lead, if it can.
@@ -280,7 +279,7 @@ impl Inner {
         let followers = self.group.followers();
         match followers.iter().find(|follower| follower.node == wanted) {
             None => Err(Reject::malformed(format!("there is no coordinator {wanted}"))),
-            Some(follower) if follower.silent.is_none_or(|silent| silent > SILENT_MAX) => {
+            Some(follower) if !follower.answers() => {
                 Err(Reject::malformed(format!("coordinator {wanted} does not answer")))
             }
             Some(_) => Ok(wanted),

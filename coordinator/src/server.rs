@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use troth_protocol::clock::Clock;
@@ -19,6 +20,9 @@ use crate::command::Settings;
 use crate::config::Config;
 use crate::driver::{Coordinator, CoordinatorConfig};
 use crate::machine::{Core, FAMILIES};
+
+/// How long a coordinator that stops tries to hand leadership over.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where the coordinators are, by configuration.
 struct Configured(BTreeMap<NodeId, Peer>);
@@ -93,6 +97,17 @@ impl Running for Server {
         match leadership.wait_for(|role| matches!(role, Leadership::Failed { .. })).await.as_deref() {
             Ok(Leadership::Failed { reason }) => reason.clone(),
             _ => "the coordinator has ended".into(),
+        }
+    }
+
+    async fn hand_over(&self) -> bool {
+        let deadline = Instant::now() + HAND_OVER_TIMEOUT;
+        match self.coordinator.switchover(None, deadline).await {
+            Ok(_) => true,
+            Err(reject) => {
+                tracing::debug!(%reject, "there is no leadership to hand over");
+                false
+            }
         }
     }
 

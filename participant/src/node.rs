@@ -44,8 +44,7 @@ const REGISTER_INTERVAL: Duration = Duration::from_secs(1);
 const SHARE_INTERVAL: Duration = Duration::from_millis(250);
 const FIT_TIMES: u32 = 8;
 
-/// Fit is who was heard of within this time, and is this many entries behind at most.
-const SILENT_MAX: Duration = Duration::from_millis(500);
+/// Fit is who answers, and is this many entries behind at most.
 const BEHIND_MAX: u64 = 256;
 
 /// How long a change of leaders may take.
@@ -276,8 +275,7 @@ impl Node {
                 let ready = wanted.filter(|node| {
                     let followers = shard.group().followers();
                     let follower = followers.iter().find(|follower| follower.node == **node);
-                    follower
-                        .is_some_and(|f| f.behind <= BEHIND_MAX && f.silent.is_some_and(|s| s < SILENT_MAX))
+                    follower.is_some_and(|follower| follower.behind <= BEHIND_MAX && follower.answers())
                 });
                 let Some(node) = ready else {
                     fit.remove(&id);
@@ -294,6 +292,16 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Hands all leaderships over that others can have, and tells whether there were any.
+    pub async fn hand_over(&self) -> bool {
+        let shards: Vec<Shard> = self.shards.read().values().cloned().collect();
+        let handed_over = join_all(shards.iter().map(async |shard| {
+            let Some(to) = shard.group().successor() else { return false };
+            shard.group().transfer_leader(to, TRANSFER_PATIENCE).await.is_ok()
+        }));
+        handed_over.await.contains(&true)
     }
 
     fn first_failure(&self) -> Option<String> {

@@ -54,6 +54,10 @@ impl Running for Server {
         }
     }
 
+    async fn hand_over(&self) -> bool {
+        self.node.hand_over().await
+    }
+
     async fn shutdown(self) {
         let Server { base, node } = self;
         base.quic.close().await;

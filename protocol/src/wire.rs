@@ -404,7 +404,7 @@ mod tests {
             Raft 283 ac8480a890380be6
             Raft 113 66a45582b62694d3
             Raft 113 a8e8fc38c463440f
-            Raft 113 d78443fe360b2ab8
+            Raft 113 98bd9df5caa2641a
             Raft 182 8f844f259645c689
             Status 113 3c477e21a5fceb16
             InDoubt 113 9ec15edc62e699ab

@@ -109,6 +109,13 @@ pub struct Follower {
     pub silent: Option<Duration>,
 }
 
+impl Follower {
+    /// Whether it was heard of lately.
+    pub fn answers(&self) -> bool {
+        self.silent.is_some_and(|silent| silent < SILENT_MAX)
+    }
+}
+
 /// The member cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -285,13 +292,9 @@ impl<M: Machine> Group<M> {
 
     /// The follower that is best fit to lead: heard of lately, and the least behind.
     pub fn successor(&self) -> Option<NodeId> {
-        let fit = |follower: &Follower| follower.silent.is_some_and(|silent| silent < SILENT_MAX);
         let followers = self.followers();
-        followers
-            .iter()
-            .filter(|follower| fit(follower))
-            .min_by_key(|follower| follower.behind)
-            .map(|f| f.node)
+        let fit = followers.iter().filter(|follower| follower.answers());
+        fit.min_by_key(|follower| follower.behind).map(|follower| follower.node)
     }
 
     /// Gives up leadership, again and again, whenever the disk stalls: a leader that cannot write is
@@ -313,26 +316,30 @@ impl<M: Machine> Group<M> {
         }
     }
 
-    /// Hands leadership to another member, and returns when this member does not lead any more. From
-    /// the call on it proposes nothing; if the other one cannot take over, there is an election.
+    /// Hands leadership to another member, and returns who leads then: that one, unless it could not
+    /// take over and there was an election. From the call on this member proposes nothing.
     ///
     /// # Errors
-    /// [`ProposeError::NotLeader`] if it did not lead, [`ProposeError::Unknown`] if it still does after
-    /// `patience`.
-    pub async fn transfer_leader(&self, to: NodeId, patience: Duration) -> Result<(), ProposeError> {
+    /// [`ProposeError::NotLeader`] if it did not lead, [`ProposeError::Unknown`] if nobody else is known
+    /// to lead after `patience`.
+    pub async fn transfer_leader(&self, to: NodeId, patience: Duration) -> Result<NodeId, ProposeError> {
         let mut leadership = self.leadership();
-        let term = match &*leadership.borrow_and_update() {
-            Leadership::Leader { term } => *term,
+        match &*leadership.borrow_and_update() {
+            Leadership::Leader { .. } => {}
             Leadership::Follower { leader } => return Err(ProposeError::NotLeader { leader: *leader }),
             Leadership::Failed { reason } => return Err(ProposeError::Stopped(reason.clone())),
-        };
+        }
         tracing::info!(group = %self.inner.group, %to, "handing over leadership");
         let sent = self.inner.raft.trigger().transfer_leader(to.0).await;
         sent.map_err(|error| ProposeError::Stopped(error.to_string()))?;
-        let over = leadership.wait_for(|role| *role != Leadership::Leader { term });
-        match timeout(patience, over).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(ProposeError::Unknown),
+        let led_by_another =
+            leadership.wait_for(|role| matches!(role, Leadership::Follower { leader: Some(_) }));
+        match timeout(patience, led_by_another).await {
+            Ok(Ok(role)) => match &*role {
+                Leadership::Follower { leader: Some(leader) } => Ok(*leader),
+                _ => Err(ProposeError::Unknown),
+            },
+            Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),
         }
     }
 
@@ -462,9 +469,8 @@ impl<M: Machine> Group<M> {
                 let response = raft.pre_vote(request).await.map_err(|error| stopped(error.to_string()))?;
                 Ok(vote_response(&response))
             }
-            Body::TransferLeader { vote, last } => {
-                let request =
-                    TransferLeaderRequest::new(types::vote(vote), self.inner.node.0, last.map(types::log_id));
+            Body::TransferLeader { vote, to, last } => {
+                let request = TransferLeaderRequest::new(types::vote(vote), to.0, last.map(types::log_id));
                 let accepted =
                     raft.handle_transfer_leader(request).await.map_err(|error| stopped(error.to_string()))?;
                 Ok(wire::Response::TransferLeader { accepted: accepted.is_ok() })

@@ -218,6 +218,7 @@ impl RaftNetworkV2<Types> for Member {
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
         let body = Body::TransferLeader {
             vote: types::vote_to_wire(request.from_leader()),
+            to: NodeId(*request.to_node_id()),
             last: request.last_log_id().map(types::log_id_to_wire),
         };
         match self.call(body, option.soft_ttl()).await? {

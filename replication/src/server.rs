@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::sleep;
 use troth_protocol::net::Role;
 use troth_protocol::net::quic::{EndpointError, Quic};
 use troth_protocol::net::tls::Credentials;
@@ -92,10 +94,15 @@ impl ServerFlags {
     }
 }
 
+/// How long a server that has handed over goes on answering.
+const FAREWELL: Duration = Duration::from_millis(200);
+
 /// A server that runs.
 pub trait Running {
     /// Returns why it cannot go on, once it cannot.
     fn failed(&self) -> impl Future<Output = String>;
+    /// Hands over to others what it leads, if somebody can have it, and tells whether it did.
+    fn hand_over(&self) -> impl Future<Output = bool>;
     /// Stops it. What was acknowledged stays.
     fn shutdown(self) -> impl Future<Output = ()>;
 }
@@ -124,6 +131,10 @@ pub fn main<F: ServerFile, C, S: Running, E: Display>(
             asked = process::asked_to_stop(flags.stop_with_parent) => asked.map_err(|error| error.to_string()),
             reason = server.failed() => Err(reason),
         };
+        if reason.is_ok() && server.hand_over().await {
+            // Whoever asks meanwhile is told where to go, and whoever waits gets an answer.
+            sleep(FAREWELL).await;
+        }
         server.shutdown().await;
         reason
     };

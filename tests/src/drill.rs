@@ -1,6 +1,7 @@
 //! Bringing a cluster to an exact instant, and seeing what becomes of it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use troth_protocol::{NodeId, ShardId};
 use troth_sdk::harness::processes::{Process, Processes, Shape};
@@ -81,9 +82,18 @@ impl Drill {
         Server::Coordinator(leader.expect("found just now").0)
     }
 
-    /// Arms a fault point: whoever comes to it is held there, after it was passed `skip` times.
+    /// Arms a fault point: whoever comes to it is held there, after it was passed `skip` times, until
+    /// released.
     pub async fn hold_at(&self, server: Server, point: FaultPoint, skip: u32) {
-        let action = FaultAction::Hold { millis: 60_000 };
+        self.arm(server, point, FaultAction::Hold { millis: 60_000 }, skip).await;
+    }
+
+    /// The same, at once and for so long.
+    pub async fn hold_for(&self, server: Server, point: FaultPoint, time: Duration) {
+        self.arm(server, point, FaultAction::Hold { millis: time.as_millis() as u32 }, 0).await;
+    }
+
+    async fn arm(&self, server: Server, point: FaultPoint, action: FaultAction, skip: u32) {
         let armed = self.fault(server, Fault::Arm { point, action, skip }).await;
         assert!(armed.expect("it answers").iter().any(|status| status.point == point), "{point} is armed");
     }

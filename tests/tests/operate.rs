@@ -2,11 +2,9 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use troth_protocol::message::admin::FaultPoint;
-use troth_sdk::{Commit, Error, Key, KeyRange};
+use troth_sdk::operator::FaultPoint;
+use troth_sdk::{Commit, Key};
 use troth_tests::drill::{Drill, Server, THREE};
 use troth_tests::{eventually, in_time, programs};
 
@@ -120,46 +118,24 @@ async fn what_one_shard_has_committed_is_committed_at_the_others_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_switchover_fails_no_transaction() {
+async fn leadership_is_handed_over_on_request() {
     let folder = tempfile::tempdir().expect("a folder");
     let drill = Drill::start(folder.path(), THREE).await;
-    let (client, stop) = (drill.client.clone(), Arc::new(AtomicBool::new(false)));
-    let write = |writer: u32| {
-        let (client, stop) = (client.clone(), stop.clone());
-        async move {
-            let mut written = 0;
-            while !stop.load(Ordering::Relaxed) {
-                // By hand, without the retries of `transact`: each must commit at once.
-                let tx = client.begin().await?;
-                for part in ["a", "b"] {
-                    tx.put(format!("{part}/{writer}/{written}"), "1")?;
-                }
-                match tx.commit().await? {
-                    Commit::Committed { .. } => written += 1,
-                    other => panic!("{other:?} by a switchover"),
-                }
-            }
-            Ok::<usize, Error>(written)
-        }
+    let Server::Coordinator(leader) = drill.leading_coordinator().await else {
+        unreachable!("it coordinates")
     };
-    let writers: Vec<_> = (0..8).map(|writer| tokio::spawn(write(writer))).collect();
-    for _ in 0..10 {
-        let before = drill.leading_coordinator().await;
-        let said = says(folder.path(), &["switchover"]);
-        assert!(said.contains("leads now"), "{said}");
-        eventually("another one leads", async || drill.leading_coordinator().await != before).await;
-    }
-    stop.store(true, Ordering::Relaxed);
-    let mut written = 0;
-    for writer in writers {
-        written += in_time(writer).await.expect("no panic").expect("no transaction fails");
-    }
-    assert!(written > 0);
-    let snapshot = in_time(client.snapshot()).await.expect("a snapshot");
-    for part in ["a/", "b/"] {
-        let found = in_time(snapshot.scan(KeyRange::prefix(part.as_bytes()), usize::MAX)).await;
-        assert_eq!(found.expect("readable").len(), written, "{part}");
-    }
+    let said = says(folder.path(), &["switchover"]);
+    assert!(said.contains("leads now"), "{said}");
+    eventually("another one leads", async || {
+        drill.leading_coordinator().await != Server::Coordinator(leader)
+    })
+    .await;
+    let to = leader.to_string();
+    let said = says(folder.path(), &["--json", "switchover", "--to", &to]);
+    assert!(said.contains(&format!("\"leader\":{to}")), "{said}");
+    eventually("it leads again", async || drill.leading_coordinator().await == Server::Coordinator(leader))
+        .await;
+    refuses(folder.path(), &["switchover", "--to", &to], "leads already");
     refuses(folder.path(), &["switchover", "--to", "9"], "there is no coordinator 9");
     drill.end().await;
 }

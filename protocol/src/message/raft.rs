@@ -50,10 +50,12 @@ pub enum Body {
         /// The candidate's last entry.
         last: Option<LogId>,
     },
-    /// Take over from me.
+    /// A leader goes: whoever is its successor takes over, and the others let it.
     TransferLeader {
         /// The vote of the leader that goes.
         vote: Vote,
+        /// Its successor.
+        to: NodeId,
         /// What the successor must have in its log.
         last: Option<LogId>,
     },

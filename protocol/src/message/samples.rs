@@ -114,7 +114,7 @@ pub fn requests() -> Vec<Request> {
         }),
         of_raft(raft::Body::Vote { vote: VOTE, last: LAST, leadership_transfer: true }),
         of_raft(raft::Body::PreVote { vote: VOTE, last: None }),
-        of_raft(raft::Body::TransferLeader { vote: VOTE, last: LAST }),
+        of_raft(raft::Body::TransferLeader { vote: VOTE, to: NodeId(2), last: LAST }),
         of_raft(raft::Body::Snapshot {
             vote: VOTE,
             last: LAST,

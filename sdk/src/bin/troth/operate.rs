@@ -32,6 +32,11 @@ pub async fn switchover(context: &Context, options: SwitchoverOptions) -> Result
         }
         error => error.into(),
     })?;
+    if let Some(wanted) = options.to.filter(|wanted| *wanted != to.0) {
+        let reason =
+            format!("coordinator {to} leads now, since {wanted} could not take over in time; try again");
+        return Err(Failure::new(EXIT_FAILED, reason));
+    }
     let took = began.elapsed().as_millis() as u64;
     if context.json {
         line(json!({ "leader": to.0, "took_ms": took }))
