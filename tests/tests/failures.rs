@@ -201,3 +201,94 @@ async fn leader_before_votes(blow: Blow) {
     })
     .await;
 }
+
+/// The application itself dies.
+mod client {
+    use std::io::{BufRead, BufReader, Write};
+    use std::path::Path;
+    use std::process::{Child, Command, Stdio};
+
+    use troth_sdk::{ClientConfig, TxnId};
+
+    use super::*;
+
+    const FOLDER: &str = "TROTH_TEST_CLUSTER";
+    const KEYS: &str = "TROTH_TEST_KEYS";
+
+    /// Not a test, but the process that is killed in the tests below.
+    #[tokio::test]
+    #[ignore = "the process that other tests kill"]
+    async fn the_application() {
+        let folder = std::env::var(FOLDER).expect("started by another test");
+        let config = ClientConfig::load(&Path::new(&folder).join("client.toml")).expect("a configuration");
+        let client = Client::connect(config).await.expect("it connects");
+        let tx = client.begin().await.expect("it begins");
+        for key in std::env::var(KEYS).expect("started by another test").split(' ') {
+            tx.get(key).await.expect("it reads");
+            tx.put(key, "after").expect("it is small");
+        }
+        println!("ready {}", tx.id());
+        std::io::stdin().lock().read_line(&mut String::new()).expect("told to go on");
+        let _ = tx.commit().await;
+        panic!("nobody lives to hear the answer");
+    }
+
+    /// Starts the application, and waits until it has everything but the commit behind it.
+    fn start(folder: &Path, keys: &[(String, Server); 2]) -> (Child, TxnId) {
+        let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+        command.args(["--exact", "client::the_application", "--ignored", "--nocapture"]);
+        command.env(FOLDER, folder).env(KEYS, format!("{} {}", keys[0].0, keys[1].0));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+        let lines = BufReader::new(child.stdout.as_mut().expect("piped")).lines();
+        let mut lines = lines.map(|line| line.expect("text"));
+        let ready = lines.find_map(|line| line.split_once("ready ").map(|(_, txn)| txn.to_owned()));
+        (child, ready.expect("it gets ready").parse().expect("a transaction"))
+    }
+
+    /// Kills the application before it sends its commit, or while the commit is held at the leader.
+    async fn dies(sent: bool) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let drill = Drill::start(folder.path(), THREE).await;
+        let keys = drill.two_keys("client").await;
+        let before = in_time(commit(&drill.client, &keys, "before")).await;
+        assert_eq!(before.expect("no panic").ok(), Some(End::Committed));
+        let (mut application, txn) = start(folder.path(), &keys);
+        let leader = drill.leading_coordinator().await;
+        if sent {
+            drill.hold_at(leader, CommitReceived, 0).await;
+            application.stdin.as_mut().expect("piped").write_all(b"go on\n").expect("it listens");
+            drill.until_held(leader, CommitReceived).await;
+        }
+        application.kill().expect("it runs");
+        application.wait().expect("it is dead");
+        drill.release(leader).await;
+        drill.until_nothing_is_held().await;
+
+        let outcome = in_time(drill.client.outcome(txn)).await.expect("the cluster knows");
+        let expected = match outcome {
+            Outcome::Committed { .. } => "after",
+            Outcome::Aborted { .. } => "before",
+            Outcome::Expired => panic!("it is young"),
+        };
+        assert!(sent || expected == "before", "nothing was sent");
+        assert_eq!(
+            values(&drill.client, &keys).await,
+            [Some(expected.to_owned()), Some(expected.to_owned())]
+        );
+        let next = in_time(commit(&drill.client, &keys, "next")).await.expect("no panic");
+        assert_eq!(next.ok(), Some(End::Committed));
+        drill.until_nothing_is_held().await;
+        assert_eq!(in_time(drill.client.outcome(txn)).await.expect("the cluster knows"), outcome);
+        drill.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn before_it_sends_its_commit() {
+        dies(false).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn after_it_has_sent_its_commit() {
+        dies(true).await;
+    }
+}

@@ -266,7 +266,8 @@ pub struct LogSection {
     /// How to write it.
     pub format: LogFormat,
     /// What: `error`, `warn`, `info`, `debug`, `trace`, or a filter for each module in the form of
-    /// the `RUST_LOG` variable, which overrides this.
+    /// the `RUST_LOG` variable, which overrides this. The Raft library tells its every step at `info`:
+    /// of it only warnings are logged, unless the filter names `openraft`.
     pub level: String,
 }
 
@@ -291,7 +292,8 @@ impl LogSection {
     /// If the level is not one.
     pub fn start(&self, source: &Source) -> Result<(), ConfigError> {
         let level = std::env::var("RUST_LOG").unwrap_or_else(|_| self.level.clone());
-        let filter = EnvFilter::try_new(&level).map_err(|error| source.error("log.level", error))?;
+        let filter = EnvFilter::try_new(format!("openraft=warn,{level}"));
+        let filter = filter.map_err(|error| source.error("log.level", error))?;
         let builder =
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
         // A second start in one process, as tests do, keeps the first.
