@@ -6,6 +6,9 @@
 //! request again only if that is harmless: if the request is idempotent, or if it certainly had no
 //! effect.
 //!
+//! Attempts beyond the first have a budget: while a cluster is in trouble, those who wait for it must
+//! not keep it there.
+//!
 //! A leader that has died or hangs says nothing. While a call waits for it, the router asks the other
 //! members who leads, and gives the call up as soon as one of them does.
 
@@ -19,6 +22,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tower::retry::budget::{Budget, TpsBudget};
 
 use crate::cluster_map::{ClusterMap, Node};
 use crate::id::{GroupId, MapEpoch, NodeId, ShardId};
@@ -40,6 +44,12 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// The shortest and longest pause between attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// What attempts beyond the first may add to the load: a fifth, and ten a second besides, over the last
+/// ten seconds. Beyond that they are not given up, but made as seldom as can be.
+const BUDGET_SHARE: f32 = 0.2;
+const BUDGET_PER_SECOND: u32 = 10;
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
 /// Whether a request may be sent again when nobody knows what became of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,6 +108,7 @@ pub struct Router {
     probing: Mutex<HashSet<GroupId>>,
     /// Which coordinator is asked for the map first.
     map_source: AtomicUsize,
+    budget: TpsBudget,
 }
 
 impl Router {
@@ -120,6 +131,7 @@ impl Router {
             refreshing: tokio::sync::Mutex::new(()),
             probing: Mutex::default(),
             map_source: AtomicUsize::new(0),
+            budget: TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_SHARE),
         }
     }
 
@@ -190,6 +202,7 @@ impl Router {
         let mut pauses = pauses();
         let mut turn = 0;
         let mut redirected = false;
+        self.budget.deposit();
         loop {
             let Some(peer) = self.target(group, &mut turn) else {
                 self.pause(group, None, &mut pauses, deadline, RouteError::NoMember(group)).await?;
@@ -326,6 +339,9 @@ impl Router {
         give_up: RouteError,
     ) -> Result<(), RouteError> {
         let mut pause = pauses.next().unwrap_or(PAUSE_MAX);
+        if !self.budget.withdraw() {
+            pause = PAUSE_MAX.mul_f64(0.5 + 0.5 * rand::random::<f64>());
+        }
         if let Some(RouteError::Rejected(Reject::Overloaded { retry_after_millis })) = error {
             let asked = Duration::from_millis((*retry_after_millis).into());
             pause = pause.max(asked.mul_f64(1.0 + 0.25 * rand::random::<f64>()));

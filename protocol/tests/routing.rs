@@ -189,6 +189,25 @@ async fn a_busy_leader_is_waited_for_as_long_as_it_asks() {
 }
 
 #[tokio::test]
+async fn many_callers_in_trouble_do_not_add_to_it() {
+    const CALLERS: usize = 200;
+    let nobody = &[not_leader(None)][..];
+    let scene = Arc::new(Scene::new(&[("n1", nobody), ("n2", nobody), ("n3", nobody)]));
+    let mut calls = JoinSet::new();
+    for _ in 0..CALLERS {
+        let scene = scene.clone();
+        // So short that the longest pause is too long: only quick attempts are counted.
+        calls.spawn(async move { scene.ask_shard(Resend::Idempotent, Duration::from_millis(90)).await });
+    }
+    for answer in calls.join_all().await {
+        answer.expect_err("nobody leads");
+    }
+    let asked = scene.asked().split(' ').count();
+    // A budget of ten a second over ten seconds, and a fifth of the calls.
+    assert!((CALLERS + 50..=CALLERS + 150).contains(&asked), "{asked} attempts of {CALLERS} calls");
+}
+
+#[tokio::test]
 async fn what_may_have_happened_is_repeated_only_if_that_is_harmless() {
     let deposed = [("n1", &[Refuse(Reject::Deposed)][..]), ("n2", &[Answer])];
     check(&deposed, Resend::Idempotent, "n1 n2").await;

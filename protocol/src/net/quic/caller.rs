@@ -23,7 +23,8 @@ use crate::wire::{self, HELLO_BYTES, Hello, Kind};
 const REDIAL_MIN: Duration = Duration::from_millis(20);
 const REDIAL_MAX: Duration = Duration::from_millis(500);
 
-/// The way to one peer, with a connection or without.
+/// The way to one peer, with a connection or without. It is a circuit breaker: a peer that cannot be
+/// reached costs a call nothing until the pause is over, and then one attempt for all.
 pub(super) struct Link {
     quic: Weak<Quic>,
     peer: Peer,
@@ -99,15 +100,15 @@ impl Link {
 
     async fn dial(&self, quic: Arc<Quic>) {
         let limit = quic.config.connect_timeout;
-        let result = match timeout(limit, Connection::make(&quic, &self.peer)).await {
+        let failures = match &*self.state.lock() {
+            State::Dialing { failures, .. } => *failures,
+            State::Down { .. } | State::Up(_) => 0,
+        };
+        let result = match timeout(limit, Connection::make(&quic, &self.peer, failures)).await {
             Ok(result) => result,
             Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
         };
         let mut state = self.state.lock();
-        let failures = match &*state {
-            State::Dialing { failures, .. } => *failures,
-            State::Down { .. } | State::Up(_) => 0,
-        };
         *state = match result {
             Ok(connection) => State::Up(connection),
             Err(reason) => {
@@ -135,8 +136,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    async fn make(quic: &Arc<Quic>, peer: &Peer) -> Result<Arc<Connection>, String> {
-        let address = resolve(&peer.address, quic.local_addr()).await?;
+    async fn make(quic: &Arc<Quic>, peer: &Peer, failures: u32) -> Result<Arc<Connection>, String> {
+        let address = resolve(&peer.address, quic.local_addr(), failures).await?;
         let connecting = quic
             .endpoint
             .connect_with(quic.client_config.clone(), address, &server_name(peer.role))
@@ -365,13 +366,18 @@ async fn call_on_own_stream(
     }
 }
 
-async fn resolve(address: &str, local: SocketAddr) -> Result<SocketAddr, String> {
+/// Where to connect to. A name is looked up every time; one with several addresses stands for whoever
+/// answers at any of them, so after a failure it is the next one's turn.
+async fn resolve(address: &str, local: SocketAddr, failures: u32) -> Result<SocketAddr, String> {
     if let Ok(address) = address.parse() {
         return Ok(address);
     }
-    let candidates = tokio::net::lookup_host(address).await.map_err(|error| format!("{address}: {error}"))?;
-    let mut candidates = candidates.filter(|candidate| candidate.is_ipv4() == local.is_ipv4());
-    candidates.next().ok_or_else(|| format!("{address} has no address of this machine's family"))
+    let found = tokio::net::lookup_host(address).await.map_err(|error| format!("{address}: {error}"))?;
+    let mut candidates: Vec<_> = found.filter(|candidate| candidate.is_ipv4() == local.is_ipv4()).collect();
+    // The order of the answers changes from one to the next.
+    candidates.sort();
+    let turn = failures as usize % candidates.len().max(1);
+    candidates.get(turn).copied().ok_or_else(|| format!("{address} has no address of this machine's family"))
 }
 
 /// The reason of a close in the other side's own words, where it gave any; and the commonest mistake
