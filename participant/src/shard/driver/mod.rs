@@ -1,50 +1,40 @@
 //! Performs what a shard wants done: proposes to its group, reads its versions, answers, and asks
 //! the coordinator.
 
+mod operator;
+mod reading;
+
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-use tokio::task::spawn_blocking;
-use tokio::time::{sleep, sleep_until, timeout_at};
+use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use troth_protocol::clock::Clock;
 use troth_protocol::fault;
-use troth_protocol::limits::{READ_AHEAD_MAX, READ_BYTES_MAX, SCAN_BYTES_MAX, SCAN_ROWS_MAX};
-use troth_protocol::message::admin::{FaultPoint, InDoubt, ShardStatus, TxnAtShard};
+use troth_protocol::message::admin::FaultPoint;
 use troth_protocol::message::coordinator;
 use troth_protocol::message::shard::{
-    CommitOnePhase, Decision, Prepare, PreparedTxn, Request, Response, Version, Vote,
+    CommitOnePhase, Decision, Prepare, PreparedTxn, Request, Response, Vote,
 };
-use troth_protocol::message::txn::{Cause, Outcome, Work};
-use troth_protocol::routing::{Resend, RouteError, Router};
+use troth_protocol::message::txn::{Cause, Work};
+use troth_protocol::routing::{Resend, Router};
 use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::encode;
-use troth_protocol::{Epoch, Key, KeyRange, Reject, ShardId, Timestamp, TxnId};
+use troth_protocol::{Epoch, Reject, ShardId, Timestamp, TxnId};
 use troth_replication::{
-    Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, Reach, StartError, Store,
+    Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
 };
 
-use super::command::{Command, Output};
-use super::leader::{Effect, Event, Leader, Target};
-use super::machine::{Core, Inner as CoreInner, ShardMachine, StoredView, Wake};
-use super::state::View as _;
-use crate::mvcc::{Mvcc, Page};
-
-/// Reads of at most this many keys may be answered without leaving the task.
-const KEYS_INLINE_MAX: usize = 64;
-
-/// A read that waits is told who blocks it this long before its caller gives up.
-const ANSWER_MARGIN: Duration = Duration::from_millis(10);
+use crate::mvcc::Mvcc;
+use crate::shard::command::{Command, Output};
+use crate::shard::leader::{Effect, Event, Leader};
+use crate::shard::machine::{Core, Inner as CoreInner, ShardMachine, StoredView};
 
 /// Prepared transactions that one page names.
 const PREPARED_MAX: usize = 4096;
-
-/// Transactions in doubt that one answer names.
-const IN_DOUBT_MAX: usize = 1000;
 
 /// How long one question to the coordinator may take, and the pause after it could not be asked.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -157,94 +147,6 @@ impl Shard {
         self.inner.core.lock().state.marks().last_commit
     }
 
-    /// How it is.
-    pub fn status(&self) -> ShardStatus {
-        let inner = &self.inner;
-        let core = inner.core.lock();
-        let leader = match &*inner.group.leadership().borrow() {
-            Leadership::Follower { leader } => *leader,
-            Leadership::Leader { .. } => Some(inner.group.node()),
-            Leadership::Failed { .. } => None,
-        };
-        ShardStatus {
-            shard: inner.shard,
-            leader,
-            serving: core.leader.is_some(),
-            applied: inner.group.applied(),
-            prepared: core.state.prepared().len() as u64,
-            locks: core.state.locks().len() as u64,
-            waiting: core.leader.as_ref().map_or(0, Leader::waiting) as u64,
-        }
-    }
-
-    /// The transactions that are prepared here, if this replica leads; by age.
-    pub fn in_doubt(&self) -> Vec<InDoubt> {
-        let inner = &self.inner;
-        let now = inner.clock.millis();
-        let core = inner.core.lock();
-        let Some(leader) = &core.leader else {
-            return Vec::new();
-        };
-        let record = |(txn, record): (&TxnId, &super::state::Prepared)| InDoubt {
-            txn: *txn,
-            shard: inner.shard,
-            age_ms: now.saturating_sub(txn.start.millis()),
-            epoch: record.epoch,
-            participants: record.participants.clone(),
-            writes: record.work.writes.len() as u64,
-            locks: record.work.keys() as u64,
-            waiting: leader.waiting_for(*txn) as u64,
-        };
-        core.state.prepared().iter().take(IN_DOUBT_MAX).map(record).collect()
-    }
-
-    /// What this replica knows of a transaction; `None`: nothing.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn knowledge(&self, txn: TxnId) -> io::Result<Option<TxnAtShard>> {
-        let inner = &self.inner;
-        let leads = matches!(&*inner.group.leadership().borrow(), Leadership::Leader { .. });
-        let core = inner.core.lock();
-        let prepared = core.state.prepared().get(&txn).map(|record| record.participants.clone());
-        let ended = StoredView::new(&inner.store, inner.shard).outcome(txn)?.map(|outcome| match outcome {
-            Outcome::Committed { commit_ts } => Decision::Commit { commit_ts },
-            Outcome::Aborted { .. } => Decision::Abort,
-        });
-        if prepared.is_none() && ended.is_none() {
-            return Ok(None);
-        }
-        let floor = core.state.prepared().get(&txn).map_or(Timestamp::ZERO, |record| record.floor);
-        let read = core.leader.as_ref().map_or(Timestamp::ZERO, |leader| leader.vote_above(&core.state));
-        let above = floor.max(core.state.marks().last_commit).max(read);
-        Ok(Some(TxnAtShard { shard: inner.shard, leads, prepared, ended, above }))
-    }
-
-    /// Ends a prepared transaction by an operator's word.
-    ///
-    /// # Errors
-    /// If this replica does not lead its group, or the transaction is not prepared here, or cannot
-    /// commit at that moment.
-    pub async fn resolve(&self, txn: TxnId, decision: Decision) -> Result<(), Reject> {
-        let inner = &self.inner;
-        let epoch = {
-            let core = inner.core.lock();
-            let Some(record) = core.state.prepared().get(&txn) else {
-                return Err(Reject::malformed(format!("{txn} is not prepared at shard {}", inner.shard)));
-            };
-            // What others have committed here since is no obstacle: its locks have stood all the time.
-            if let Decision::Commit { commit_ts } = decision
-                && commit_ts <= record.floor
-            {
-                return Err(Reject::malformed(format!("{txn} cannot commit at {commit_ts} any more")));
-            }
-            core.state.marks().epoch
-        };
-        inner.core.note(txn, "ended by an operator");
-        inner.propose(&Command::Finish { epoch, decisions: vec![(txn, decision)] }).await?;
-        Ok(())
-    }
-
     /// Why this replica has stopped for good, if it has.
     pub fn failure(&self) -> Option<String> {
         match &*self.inner.group.leadership().borrow() {
@@ -274,156 +176,6 @@ impl Inner {
     async fn who_leads(&self) -> Result<Response, Reject> {
         self.group.read_barrier().await?;
         if self.core.lock().leader.is_none() { Err(self.not_leader()) } else { Ok(Response::Leading) }
-    }
-
-    // --- reading ----------------------------------------------------------------------------
-
-    async fn read(
-        &self,
-        at: Timestamp,
-        keys: Vec<Key>,
-        deadline: tokio::time::Instant,
-    ) -> Result<Vec<Version>, Reject> {
-        let shards = self.router.map().shards;
-        for key in &keys {
-            key.check(self.shard, shards).map_err(Reject::malformed)?;
-        }
-        self.admit(at, Target::Keys(keys.clone()), deadline).await?;
-        // An answer ends like a page of a scan: the caller asks again for the rest.
-        let read = move |mvcc: &Mvcc, keys: &[Key], reach: Reach| -> io::Result<Vec<Version>> {
-            let mut versions = Vec::with_capacity(keys.len());
-            let mut bytes = 0;
-            for key in keys {
-                let version = mvcc.read(key, at, reach)?;
-                bytes += version.value.as_ref().map_or(0, |value| value.len());
-                versions.push(version);
-                if bytes >= READ_BYTES_MAX {
-                    break;
-                }
-            }
-            Ok(versions)
-        };
-        let inline =
-            if keys.len() <= KEYS_INLINE_MAX { read(&self.mvcc, &keys, Reach::Memory).ok() } else { None };
-        let versions = match inline {
-            Some(versions) => versions,
-            None => {
-                let mvcc = self.mvcc.clone();
-                self.blocking(move || read(&mvcc, &keys, Reach::Disk)).await?
-            }
-        };
-        self.still_readable(at)?;
-        Ok(versions)
-    }
-
-    async fn scan(
-        &self,
-        at: Timestamp,
-        range: KeyRange,
-        rows_max: usize,
-        deadline: tokio::time::Instant,
-    ) -> Result<Page, Reject> {
-        self.admit(at, Target::Range(range.clone()), deadline).await?;
-        let mvcc = self.mvcc.clone();
-        let rows_max = rows_max.clamp(1, SCAN_ROWS_MAX);
-        let page = self.blocking(move || mvcc.scan(&range, at, rows_max, SCAN_BYTES_MAX)).await?;
-        self.still_readable(at)?;
-        Ok(page)
-    }
-
-    async fn blocking<T: Send + 'static>(
-        &self,
-        read: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> Result<T, Reject> {
-        let result = spawn_blocking(read).await.map_err(io::Error::other).flatten();
-        result.map_err(|error| {
-            tracing::error!(shard = %self.shard, %error, "cannot read");
-            Reject::Internal { reason: format!("shard {} cannot be read", self.shard) }
-        })
-    }
-
-    /// Waits until a read may look: this replica leads, and nothing that may have been written
-    /// before the moment is still undecided.
-    async fn admit(
-        &self,
-        at: Timestamp,
-        target: Target,
-        deadline: tokio::time::Instant,
-    ) -> Result<(), Reject> {
-        if !self.is_credible(at) {
-            // The oracle may be ahead of this machine's clock: ask it before calling anybody a liar.
-            self.ask_the_time().await.map_err(|error| {
-                tracing::debug!(shard = %self.shard, %error, "cannot ask the time");
-                Reject::DeadlineExceeded
-            })?;
-            if at.0 > self.newest_known.load(Ordering::Relaxed) {
-                return Err(Reject::malformed(format!("read timestamp {at} lies in the future")));
-            }
-        }
-        self.group.read_barrier().await?;
-        let id = self.next_read.fetch_add(1, Ordering::Relaxed);
-        let (sender, wake) = oneshot::channel();
-        let mut wait = {
-            let mut core = self.core.lock();
-            if core.leader.is_none() {
-                return Err(self.not_leader());
-            }
-            if at < core.state.marks().safe_point {
-                return Err(Reject::SnapshotTooOld);
-            }
-            core.readers.insert(id, sender);
-            self.core.handle(&mut core, Event::Read { id, at, target });
-            Wait { core: &self.core, id, wake }
-        };
-        match wait.wake.try_recv() {
-            Ok(Wake::Serve) => return Ok(()),
-            Ok(Wake::Refuse) => return Err(Reject::overloaded(Duration::from_millis(50))),
-            Err(oneshot::error::TryRecvError::Closed) => return Err(self.not_leader()),
-            Err(oneshot::error::TryRecvError::Empty) => {}
-        }
-        match timeout_at(deadline - ANSWER_MARGIN, &mut wait.wake).await {
-            Ok(Ok(Wake::Serve)) => Ok(()),
-            Ok(Ok(Wake::Refuse)) => Err(Reject::overloaded(Duration::from_millis(50))),
-            Ok(Err(_)) => Err(self.not_leader()),
-            Err(_) => {
-                let core = self.core.lock();
-                let blocker = core.leader.as_ref().and_then(|leader| leader.blocker(id)).cloned();
-                Err(blocker.map_or(Reject::DeadlineExceeded, |conflict| Reject::Blocked {
-                    key: conflict.key,
-                    by: conflict.by,
-                }))
-            }
-        }
-    }
-
-    /// Whether the oracle can have given out a timestamp, as far as this replica can tell. One from
-    /// a client is not trusted further, so that nobody can push time to its end.
-    fn is_credible(&self, at: Timestamp) -> bool {
-        at.0 <= self.newest_known.load(Ordering::Relaxed)
-            || at <= Timestamp::from_millis(self.clock.millis()).plus(READ_AHEAD_MAX)
-    }
-
-    /// A coordinator has shown that time has come this far.
-    fn learn_the_time(&self, seen: Timestamp) {
-        self.newest_known.fetch_max(seen.0, Ordering::Relaxed);
-    }
-
-    async fn ask_the_time(&self) -> Result<Timestamp, RouteError> {
-        let request = coordinator::Request::Timestamps { count: 1 };
-        let deadline = tokio::time::Instant::now() + ASK_TIMEOUT;
-        match self.router.coordinator(request, Resend::Idempotent, deadline).await? {
-            coordinator::Response::Timestamps { first, .. } => {
-                self.learn_the_time(first);
-                Ok(first)
-            }
-            _ => Err(RouteError::WrongAnswer),
-        }
-    }
-
-    /// What was read is what it should be only if it was not given up meanwhile.
-    fn still_readable(&self, at: Timestamp) -> Result<(), Reject> {
-        let safe_point = self.core.lock().state.marks().safe_point;
-        if at < safe_point { Err(Reject::SnapshotTooOld) } else { Ok(()) }
     }
 
     // --- committing -------------------------------------------------------------------------
@@ -717,21 +469,5 @@ fn outcome_response(output: Output) -> Response {
         Output::Outcome(outcome) => Response::Outcome(outcome),
         Output::Expired => Response::Expired,
         other => unreachable!("a one-shard transaction leads to an outcome, not to {other:?}"),
-    }
-}
-
-/// A read's place among those that wait; given up when dropped.
-struct Wait<'a> {
-    core: &'a Core,
-    id: u64,
-    wake: oneshot::Receiver<Wake>,
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        let mut core = self.core.lock();
-        if core.readers.remove(&self.id).is_some() {
-            self.core.handle(&mut core, Event::GaveUp { id: self.id });
-        }
     }
 }
