@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use rand::RngExt;
 use serde_json::json;
@@ -13,6 +13,7 @@ use troth_sdk::Client;
 use troth_sdk::harness::bank::{Audit, Bank};
 use troth_sdk::harness::load::Load;
 use troth_sdk::harness::processes::{Processes, Shape, binaries};
+use troth_sdk::harness::until_settled;
 
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -66,23 +67,11 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     let before = bank.balances().await?;
     let (load, operator) = (Load::start(&bank, options.clients, 1), client.operator());
 
-    let preferred = client.map().preferred_leaders();
     let mut times: Vec<Duration> = Vec::new();
     for kill in 0..options.kills {
         // Only a cluster in which everything is as it should be is struck.
-        let calm = Instant::now() + PATIENCE;
-        let (leading, serving) = loop {
-            let status = operator.status().await;
-            let (leading, serving) = (status.leader(), status.serving());
-            let at_home = serving.iter().all(|(shard, node)| preferred[usize::from(shard.0)] == *node);
-            match leading {
-                Some(leading) if serving.len() == usize::from(options.shards) && at_home => {
-                    break (leading, serving);
-                }
-                _ if Instant::now() > calm => bail!("the cluster does not calm down: {serving:?}"),
-                _ => sleep(Duration::from_millis(50)).await,
-            }
-        };
+        let status = until_settled(&operator, PATIENCE).await?;
+        let (leading, serving) = (status.leader().context("it is settled")?, status.serving());
         sleep(Duration::from_millis(rand::rng().random_range(200..1000))).await;
         let (victim, concerned): (_, Vec<ShardId>) = match options.victim {
             Victim::Coordinator => {

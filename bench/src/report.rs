@@ -32,6 +32,8 @@ pub struct Report {
     pub max_us: u64,
     /// Attempts that met another transaction and were made again.
     pub aborts: u64,
+    /// Groups that got another leader while it was measured: elections that nothing called for.
+    pub leader_changes: u64,
     /// Transactions that ended with an error.
     pub errors: u64,
     /// Processor time per committed transaction, of all processes with the clients: microseconds.
@@ -61,7 +63,10 @@ impl Report {
         );
         println!("  {:>10.0} transactions per second ({} committed)", self.tps, self.committed);
         println!("  {:>10} µs p50   {} µs p99   {} µs max", self.p50_us, self.p99_us, self.max_us);
-        println!("  {:>10} attempts repeated, {} errors", self.aborts, self.errors);
+        println!(
+            "  {:>10} attempts repeated, {} errors, {} groups with another leader",
+            self.aborts, self.errors, self.leader_changes
+        );
         println!(
             "  {:>10.0} µs of processor time per transaction, {:.0} of them in the clients",
             self.cpu_us_per_txn, self.client_cpu_us_per_txn

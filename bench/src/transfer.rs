@@ -8,6 +8,8 @@ use troth_sdk::Client;
 use troth_sdk::harness::bank::{Audit, Bank};
 use troth_sdk::harness::load::Load;
 use troth_sdk::harness::processes::{Processes, Shape, binaries, cpu_of};
+use troth_sdk::harness::until_settled;
+use troth_sdk::operator::ClusterStatus;
 
 use crate::report::Report;
 
@@ -61,6 +63,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let bank = Bank::new(&client, options.accounts);
     let opened = bank.open().await?;
 
+    let operator = client.operator();
+    let calm = until_settled(&operator, PATIENCE).await?;
     let load = Load::start(&bank, options.clients, 1);
     tokio::time::sleep(Duration::from_secs(options.warmup_seconds)).await;
     let (servers_before, client_before) = (processes.cpu(), cpu_of(std::process::id()));
@@ -71,6 +75,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let client_cpu = cpu_of(std::process::id()) - client_before;
     let servers_cpu = processes.cpu() - servers_before;
     let committed = after.committed - before.committed;
+    let leader_changes = leader_changes(&calm, &operator.status().await);
 
     let ended = load.stop(PATIENCE).await?;
     if let Some(error) = ended.counts.error {
@@ -95,6 +100,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         p99_us: 0,
         max_us: 0,
         aborts: after.aborted.saturating_sub(before.aborted),
+        leader_changes,
         errors: ended.counts.failed + ended.counts.unknown,
         cpu_us_per_txn: per_txn(client_cpu + servers_cpu),
         client_cpu_us_per_txn: per_txn(client_cpu),
@@ -102,4 +108,16 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     report.latencies(&histogram);
     client.close().await;
     Ok(report)
+}
+
+/// How many groups have another leader, or have had one meanwhile, as far as the coordinators' epoch
+/// tells.
+fn leader_changes(before: &ClusterStatus, after: &ClusterStatus) -> u64 {
+    let epoch = |status: &ClusterStatus| status.up_coordinators().filter_map(|told| told.epoch).max();
+    let epochs = match (epoch(before), epoch(after)) {
+        (Some(before), Some(after)) => after.0 - before.0,
+        _ => 1,
+    };
+    let (was, is) = (before.serving(), after.serving());
+    epochs + was.iter().filter(|(shard, node)| is.get(*shard) != Some(*node)).count() as u64
 }

@@ -69,7 +69,8 @@ pub struct ClusterStatus {
     pub coordinators: Vec<(Node, Result<CoordinatorStatus, OperatorError>)>,
     /// The participants of the map.
     pub participants: Vec<(Node, Result<ParticipantStatus, OperatorError>)>,
-    shards: u16,
+    /// The map that names them.
+    pub map: Arc<ClusterMap>,
 }
 
 impl ClusterStatus {
@@ -104,11 +105,18 @@ impl ClusterStatus {
         self.up_participants().flat_map(served).collect()
     }
 
+    /// Whether a coordinator leads, and every shard is served by the node that should lead it.
+    pub fn is_settled(&self) -> bool {
+        let (serving, preferred) = (self.serving(), self.map.preferred_leaders());
+        let at_home = |(shard, node): (&ShardId, &NodeId)| preferred[usize::from(shard.0)] == *node;
+        self.leader().is_some() && serving.len() == preferred.len() && serving.iter().all(at_home)
+    }
+
     /// Transactions that are prepared and keys that they lock, on all replicas. `None` if a participant
     /// does not answer or a shard is not served: who knows what is held there.
     pub fn held(&self) -> Option<(u64, u64)> {
         let all_answer = self.participants.iter().all(|(_, told)| told.is_ok());
-        if !all_answer || self.serving().len() < usize::from(self.shards) {
+        if !all_answer || self.serving().len() < usize::from(self.map.shards) {
             return None;
         }
         let shards = || self.up_participants().flat_map(|status| &status.shards);
@@ -194,7 +202,7 @@ impl Operator {
             .iter()
             .map(async |node| (node.clone(), self.participant(&Peer::participant(&node.address)).await));
         let (coordinators, participants) = tokio::join!(join_all(coordinators), join_all(participants));
-        ClusterStatus { coordinators, participants, shards: map.shards }
+        ClusterStatus { coordinators, participants, map }
     }
 
     /// Transactions that are prepared at the leaders of shards, one record for each shard.

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use troth_protocol::{NodeId, ShardId};
+use troth_protocol::NodeId;
 use troth_sdk::harness::processes::{Process, Processes, Shape};
+use troth_sdk::harness::until_settled;
 use troth_sdk::operator::{Fault, FaultAction, FaultPoint, FaultStatus, Operator, OperatorError, Peer};
 use troth_sdk::{Client, Key};
 
-use crate::{eventually, processes, until_nothing_is_held};
+use crate::{PATIENCE, eventually, processes, until_nothing_is_held};
 
 /// Three coordinators, three participants, three replicas.
 pub const THREE: Shape = Shape { coordinators: 3, nodes: 3, replicas: 3, shards: 6 };
@@ -122,13 +123,7 @@ impl Drill {
 
     /// Waits until every shard is served by the node that should lead it.
     pub async fn until_shared(&self) {
-        let preferred = self.client.map().preferred_leaders();
-        eventually("every shard is led from where it should be", async || {
-            let serving = self.operator.status().await.serving();
-            let at_home = |(shard, node): (&ShardId, &NodeId)| preferred[usize::from(shard.0)] == *node;
-            serving.len() == preferred.len() && serving.iter().all(at_home)
-        })
-        .await;
+        until_settled(&self.operator, PATIENCE).await.expect("every shard is led from where it should be");
     }
 
     /// Two keys on two shards that different participants serve, and these.

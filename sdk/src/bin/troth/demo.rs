@@ -15,6 +15,7 @@ use troth_protocol::{NodeId, ShardId, TxnId};
 use troth_sdk::harness::bank::{Audit, Bank};
 use troth_sdk::harness::load::{Counts, Load};
 use troth_sdk::harness::processes::{Process, Processes, Shape, binaries};
+use troth_sdk::harness::until_settled;
 use troth_sdk::operator::{Fault, FaultAction, FaultPoint, Operator, Peer};
 use troth_sdk::{Client, Outcome};
 
@@ -107,7 +108,8 @@ async fn play(context: &Context, options: &Options, folder: &Path) -> anyhow::Re
     let bank = Bank::new(&client, options.accounts);
     bank.open().await.context("cannot open the accounts")?;
     let before = bank.balances().await.context("cannot read the accounts")?;
-    until_calm(&operator).await?;
+    // What is measured is the death of a server, not the birth of the cluster.
+    until_settled(&operator, PATIENCE).await?;
 
     let load = Load::start(&bank, options.clients, 20);
     let mut stage = Stage { processes, client, operator, load, bar };
@@ -139,22 +141,6 @@ async fn play(context: &Context, options: &Options, folder: &Path) -> anyhow::Re
         after: after.audit(),
         wrong_accounts: ended.wrong_accounts(&before, &after),
     }))
-}
-
-/// Waits until every shard is served by the node that should lead it: what is measured then is the
-/// death of a server, not the birth of the cluster.
-async fn until_calm(operator: &Operator) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let status = operator.status().await;
-        let (serving, preferred) = (status.serving(), operator.map().preferred_leaders());
-        let at_home = serving.iter().all(|(shard, node)| preferred[usize::from(shard.0)] == *node);
-        if status.leader().is_some() && serving.len() == preferred.len() && at_home {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "the cluster does not get ready");
-        sleep(Duration::from_millis(50)).await;
-    }
 }
 
 impl Stage {
@@ -220,9 +206,8 @@ impl Stage {
 
     /// Kills a participant that leads shards.
     async fn kill_a_participant(&mut self) -> anyhow::Result<Kill> {
-        until_calm(&self.operator).await?;
+        let serving = until_settled(&self.operator, PATIENCE).await?.serving();
         let victim = rand::random_range(0..self.processes.participants.len());
-        let serving = self.operator.status().await.serving();
         let leads = |node: &NodeId| node.0 == victim as u64 + 1;
         let shards: Vec<ShardId> =
             serving.iter().filter(|(_, node)| leads(node)).map(|(shard, _)| *shard).collect();
