@@ -16,7 +16,7 @@ setup: ## system packages, and RocksDB compiled once for all
 build: setup ## all release binaries, in target/release
 	cargo build --release --locked --workspace --bins --features troth-sdk/cli
 
-demo: build ## bank transfers on real processes, one of which is killed
+demo: build ## bank transfers on real processes; their leader and a participant are killed
 	target/release/troth demo
 
 test: setup ## all tests
@@ -28,7 +28,7 @@ mutation: setup ## the tests of anomalies must fail when transactions are not ch
 
 check: setup ## formatting, lints, documentation
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features troth-sdk/cli -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
 fmt: ## format all code
