@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use troth_protocol::Reject;
@@ -156,6 +156,24 @@ async fn raft_messages_arrive_in_the_order_of_sending() {
         expect_soon("an answer", call).await.expect("an answer");
     }
     assert_eq!(*script.raft.lock(), (0..2_000).collect::<Vec<_>>());
+}
+
+/// Also those that had to wait for the connection: they are woken together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raft_messages_keep_their_order_while_a_connection_is_made() {
+    let cluster = Cluster::new(1);
+    let script = Script::new();
+    let (_server, peer) = cluster.serve(&script);
+    for round in 0..20 {
+        let caller = cluster.open(Role::Participant, "caller");
+        script.raft.lock().clear();
+        let calls = futures_util::stream::iter(0..50)
+            .map(|sequence| caller.call(&peer, numbered(sequence), soon()))
+            .buffered(50);
+        let answers: Vec<_> = expect_soon("the answers", calls.collect()).await;
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+        assert_eq!(*script.raft.lock(), (0..50).collect::<Vec<_>>(), "round {round}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::future::FutureExt;
 use futures_util::{Stream, StreamExt, pin_mut};
-use openraft::OptionalSend;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
@@ -15,7 +14,10 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::SnapshotOf;
+use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use troth_protocol::limits::SHARED_FRAME_BYTES_MAX;
 use troth_protocol::message::raft::{self as wire, Appended, Body};
 use troth_protocol::message::{Request, Response};
 use troth_protocol::net::{CallError, Peer, Transport};
@@ -33,6 +35,18 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a member may take for one piece of a snapshot, and to install it.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What an entry takes in a message besides its command, at most.
+const ENTRY_BYTES: usize = 128;
+
+/// Whether a request may be too large to share a stream with others, and so keep its place among them.
+fn is_large(request: &AppendEntriesRequest<Types>) -> bool {
+    let size = |entry: &types::Entry| match &entry.payload {
+        EntryPayload::Normal(command) => command.0.len() + ENTRY_BYTES,
+        EntryPayload::Blank | EntryPayload::Membership(_) => ENTRY_BYTES,
+    };
+    request.entries.iter().map(size).sum::<usize>() > SHARED_FRAME_BYTES_MAX
+}
 
 /// Where the members of groups are.
 pub trait Directory: Send + Sync + 'static {
@@ -139,8 +153,9 @@ impl RaftNetworkV2<Types> for Member {
         self.append(request, option.soft_ttl()).await
     }
 
-    /// Many appends under way at once, answers in the order of the requests: the transport keeps
-    /// the order of what is sent, and `buffered` that of what comes back.
+    /// Many appends under way at once, answers in the order of the requests: `buffered` keeps the order
+    /// of what comes back, and the transport that of what is sent. It does so only for small messages,
+    /// so a large one is sent when nothing else is under way.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
@@ -153,14 +168,17 @@ impl RaftNetworkV2<Types> for Member {
         S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
         let member = self.clone();
+        let places = Arc::new(Semaphore::new(PIPELINE));
         let answers = input
             .map(move |request| {
-                let member = member.clone();
+                let (member, places) = (member.clone(), places.clone());
                 let previous = request.prev_log_id;
                 let last = request.entries.last().map(|entry| entry.log_id).or(previous);
                 let idle = request.entries.is_empty();
                 let timeout = if idle { option.soft_ttl() } else { APPEND_TIMEOUT };
+                let count = if is_large(&request) { PIPELINE as u32 } else { 1 };
                 async move {
+                    let _places = places.acquire_many(count).await.expect("never closed");
                     let response = member.append(request, timeout).await?;
                     Ok(response.into_stream_result(previous, last))
                 }

@@ -118,9 +118,20 @@ pub async fn connect(processes: &Processes) -> Client {
 }
 
 /// Waits until no transaction is prepared anywhere and no lock is held.
+///
+/// # Panics
+/// If that does not come true within [`PATIENCE`].
 pub async fn until_nothing_is_held(operator: &Operator) {
-    eventually("nothing stays prepared or locked", async || operator.status().await.held() == Some((0, 0)))
-        .await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = operator.status().await;
+        if status.held() == Some((0, 0)) {
+            return;
+        }
+        let in_doubt = operator.in_doubt().await;
+        assert!(Instant::now() < deadline, "held in the end: {status:#?}, in doubt: {in_doubt:#?}");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// A seed for a random test: `TROTH_SEED` if set, else a new one. Printed, so that a failure can be

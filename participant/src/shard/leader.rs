@@ -80,9 +80,9 @@ pub enum Event {
         /// What it says.
         resolutions: Vec<(TxnId, Resolution)>,
     },
-    /// The coordinator could not be asked.
+    /// The coordinator could not be asked; or what it said has been tried, whatever came of it.
     NotResolved {
-        /// What it was to be asked about.
+        /// What it is asked about again, if that has not ended.
         txns: Vec<TxnId>,
     },
 }
@@ -270,9 +270,8 @@ impl Leader {
                             decisions.push((txn, Decision::Commit { commit_ts }));
                         }
                         Resolution::Aborted => decisions.push((txn, Decision::Abort)),
-                        Resolution::InFlight => {}
+                        Resolution::InFlight => self.ask_again(now, txn),
                     }
-                    self.ask_again(now, txn);
                 }
                 if !decisions.is_empty() {
                     self.effects.push_back(Effect::Finish { epoch, decisions });

@@ -188,7 +188,9 @@ impl Stage {
                 }
                 Effect::Finish { epoch, decisions } => {
                     self.say(format_args!("propose finish, epoch {epoch}"));
+                    let txns = decisions.iter().map(|(txn, _)| *txn).collect();
                     self.apply(Command::Finish { epoch, decisions });
+                    self.tell(Event::NotResolved { txns });
                 }
             }
         }

@@ -427,6 +427,7 @@ impl Inner {
             Effect::Serve { .. } | Effect::Refuse { .. } => unreachable!("performed where it arises"),
             Effect::Finish { epoch, decisions } => {
                 tracing::info!(shard = %self.shard, count = decisions.len(), "finishing transactions in doubt");
+                let txns = decisions.iter().map(|(txn, _)| *txn).collect();
                 let finished = tokio::select! {
                     () = self.stop.cancelled() => return,
                     finished = self.finish(epoch, decisions) => finished,
@@ -434,6 +435,7 @@ impl Inner {
                 if let Err(error) = finished {
                     tracing::debug!(shard = %self.shard, %error, "cannot finish now");
                 }
+                self.core.handle(&mut self.core.lock(), Event::NotResolved { txns });
             }
             Effect::Ask { txns } => {
                 let event = tokio::select! {

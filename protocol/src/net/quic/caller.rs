@@ -29,6 +29,9 @@ pub(super) struct Link {
     quic: Weak<Quic>,
     peer: Peer,
     state: Mutex<State>,
+    /// Whoever waits for a connection waits here, and gets it in the order in which they came: calls on
+    /// one lane must not overtake each other.
+    turn: tokio::sync::Mutex<()>,
 }
 
 enum State {
@@ -43,7 +46,12 @@ enum State {
 impl Link {
     pub(super) fn new(quic: &Arc<Quic>, peer: &Peer) -> Link {
         let state = State::Down { retry_at: Instant::now(), failures: 0, reason: String::new() };
-        Link { quic: Arc::downgrade(quic), peer: peer.clone(), state: Mutex::new(state) }
+        Link {
+            quic: Arc::downgrade(quic),
+            peer: peer.clone(),
+            state: Mutex::new(state),
+            turn: Default::default(),
+        }
     }
 
     /// A living connection, made now if there is none.
@@ -52,6 +60,12 @@ impl Link {
         deadline: Instant,
     ) -> Result<Arc<Connection>, CallError> {
         let unreachable = |reason: String| CallError::Unreachable { peer: self.peer.clone(), reason };
+        let _turn = match self.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => timeout_at(deadline, self.turn.lock())
+                .await
+                .map_err(|_| unreachable("the deadline passed while connecting".into()))?,
+        };
         let mut waited = false;
         loop {
             let mut over = {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::coop::{consume_budget, unconstrained};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -156,6 +157,7 @@ impl Stream {
     async fn run(self, mut reader: Reader) {
         let stream = Arc::new(self);
         loop {
+            consume_budget().await;
             match reader.next().await {
                 Ok(Some(frame)) => stream.request(frame).await,
                 Ok(None) => return,
@@ -191,7 +193,9 @@ impl Stream {
             return self.answer(call, forbidden(&self.identity, &request)).await;
         }
         let mut work = self.server.service.handle(&self.identity, request, deadline);
-        match (&mut work).now_or_never() {
+        // However much this task has done already: a first poll that is put off lets the next request
+        // overtake this one.
+        match unconstrained(&mut work).now_or_never() {
             Some(response) => self.answer(call, response).await,
             None => {
                 let stream = self.clone();
