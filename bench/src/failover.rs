@@ -75,11 +75,13 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         sleep(Duration::from_millis(rand::rng().random_range(200..1000))).await;
         let (victim, concerned): (_, Vec<ShardId>) = match options.victim {
             Victim::Coordinator => {
-                (&mut processes.coordinators[leading.0 as usize - 1], serving.keys().copied().collect())
+                (&mut processes.coordinators[leading.0 as usize - 1], bank.shards().into_iter().collect())
             }
             Victim::Participant => {
                 let node = NodeId(rand::rng().random_range(1..=processes.participants.len() as u64));
+                let accounts = bank.shards();
                 let led = serving.iter().filter(|(_, leader)| **leader == node).map(|(shard, _)| *shard);
+                let led = led.filter(|shard| accounts.contains(shard));
                 (&mut processes.participants[node.0 as usize - 1], led.collect())
             }
         };

@@ -32,7 +32,7 @@ pub struct Report {
     pub max_us: u64,
     /// Attempts that met another transaction and were made again.
     pub aborts: u64,
-    /// Groups that got another leader while it was measured: elections that nothing called for.
+    /// Leaderships that began from the start of the load to its end: elections that nothing called for.
     pub leader_changes: u64,
     /// Transactions that ended with an error.
     pub errors: u64,
@@ -64,7 +64,7 @@ impl Report {
         println!("  {:>10.0} transactions per second ({} committed)", self.tps, self.committed);
         println!("  {:>10} µs p50   {} µs p99   {} µs max", self.p50_us, self.p99_us, self.max_us);
         println!(
-            "  {:>10} attempts repeated, {} errors, {} groups with another leader",
+            "  {:>10} attempts repeated, {} errors, {} elections",
             self.aborts, self.errors, self.leader_changes
         );
         println!(

@@ -1,9 +1,11 @@
 //! Bank transfers, closed loop: each client waits for one transfer before it begins the next.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use troth_protocol::ShardId;
 use troth_sdk::Client;
 use troth_sdk::harness::bank::{Audit, Bank};
 use troth_sdk::harness::load::Load;
@@ -110,14 +112,15 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// How many groups have another leader, or have had one meanwhile, as far as the coordinators' epoch
-/// tells.
+/// How many leaderships began in between, of the coordinators and of each shard.
 fn leader_changes(before: &ClusterStatus, after: &ClusterStatus) -> u64 {
+    let count = |was: Option<u64>, is: Option<u64>| u64::from(was.is_none() || was != is);
     let epoch = |status: &ClusterStatus| status.up_coordinators().filter_map(|told| told.epoch).max();
-    let epochs = match (epoch(before), epoch(after)) {
-        (Some(before), Some(after)) => after.0 - before.0,
-        _ => 1,
+    let leads = |status: &ClusterStatus| -> BTreeMap<ShardId, u64> {
+        let shards = status.up_participants().flat_map(|told| &told.shards);
+        shards.filter(|shard| shard.serving).map(|shard| (shard.shard, shard.lead)).collect()
     };
-    let (was, is) = (before.serving(), after.serving());
-    epochs + was.iter().filter(|(shard, node)| is.get(*shard) != Some(*node)).count() as u64
+    let (was, is) = (leads(before), leads(after));
+    let shards = was.iter().map(|(shard, lead)| count(Some(*lead), is.get(shard).copied())).sum::<u64>();
+    count(epoch(before).map(|epoch| epoch.0), epoch(after).map(|epoch| epoch.0)) + shards
 }

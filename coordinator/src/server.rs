@@ -22,7 +22,7 @@ use crate::driver::{Coordinator, CoordinatorConfig};
 use crate::machine::{Core, FAMILIES};
 
 /// How long a coordinator that stops tries to hand leadership over.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Where the coordinators are, by configuration.
 struct Configured(BTreeMap<NodeId, Peer>);
@@ -102,7 +102,7 @@ impl Running for Server {
 
     async fn hand_over(&self) -> bool {
         let deadline = Instant::now() + HAND_OVER_TIMEOUT;
-        match self.coordinator.switchover(None, deadline).await {
+        match self.coordinator.resign(deadline).await {
             Ok(_) => true,
             Err(reject) => {
                 tracing::debug!(%reject, "there is no leadership to hand over");

@@ -29,7 +29,7 @@ use troth_protocol::{
     ClusterId, ClusterMap, FolderId, GroupId, MapEpoch, Node as NodeRecord, NodeId, Reject, ShardId,
     Timestamp, TxnId,
 };
-use troth_replication::{Directory, GroupConfig, LogWriter, StartError, Store, families::META};
+use troth_replication::{Directory, Follower, GroupConfig, LogWriter, StartError, Store, families::META};
 
 use crate::config::Config;
 use crate::mvcc::gc;
@@ -43,6 +43,9 @@ const REGISTER_INTERVAL: Duration = Duration::from_secs(1);
 /// must have been found fit before it is handed one.
 const SHARE_INTERVAL: Duration = Duration::from_millis(250);
 const FIT_TIMES: u32 = 8;
+
+/// The same before a stop. Not as long as it takes until others give leaderships back.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Fit is who answers, and is this many entries behind at most.
 const BEHIND_MAX: u64 = 256;
@@ -296,10 +299,17 @@ impl Node {
 
     /// Hands all leaderships over that others can have, and tells whether there were any.
     pub async fn hand_over(&self) -> bool {
-        let shards: Vec<Shard> = self.shards.read().values().cloned().collect();
-        let handed_over = join_all(shards.iter().map(async |shard| {
-            let Some(to) = shard.group().successor() else { return false };
-            shard.group().transfer_leader(to, TRANSFER_PATIENCE).await.is_ok()
+        let shards: Vec<(ShardId, Shard)> =
+            self.shards.read().iter().map(|(id, shard)| (*id, shard.clone())).collect();
+        let handed_over = join_all(shards.iter().map(async |(id, shard)| {
+            let followers = shard.group().followers();
+            let mut fit: Vec<&Follower> = followers.iter().filter(|follower| follower.answers()).collect();
+            let least = fit.iter().map(|follower| follower.behind).min().unwrap_or(0);
+            fit.retain(|follower| follower.behind == least);
+            // Not all to the same one.
+            let turn = usize::from(id.0) % fit.len().max(1);
+            let Some(to) = fit.get(turn) else { return false };
+            shard.group().transfer_leader(to.node, STOP_PATIENCE).await.is_ok()
         }));
         handed_over.await.contains(&true)
     }

@@ -449,7 +449,7 @@ mod tests {
             response 34 100 99e340e4eeb57d55
             response 35 100 abadda45b654b756
             response 36 134 dfe26db4ef1d0c4f
-            response 37 144 c0faa61389293ed9
+            response 37 152 150e518c80b2b9a7
             response 38 100 6f65896b188abb89
             response 39 100 bbf60ccca6268b80
             response 40 100 af56da64eb776aae

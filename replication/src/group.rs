@@ -297,27 +297,35 @@ impl<M: Machine> Group<M> {
         fit.min_by_key(|follower| follower.behind).map(|follower| follower.node)
     }
 
-    /// Gives up leadership, again and again, whenever the disk stalls: a leader that cannot write is
-    /// none, though its heartbeats go out.
+    /// Whether the disk takes longer for one write than a leader's may. What this member says of its
+    /// leadership may be out of date then: it cannot even note that another one leads.
+    pub fn is_stalled(&self) -> bool {
+        self.inner.writer.busy_for() > self.inner.stall
+    }
+
+    /// Gives up leadership whenever the disk stalls: a leader that cannot write is none, though its
+    /// heartbeats go out.
     pub async fn step_down_on_stalls(&self) {
-        let bound = self.inner.stall;
+        let poll = self.inner.stall / 4;
         loop {
-            sleep(bound / 4).await;
-            if self.inner.writer.busy_for() <= bound {
-                continue;
-            }
-            let Some(to) = self.successor() else {
+            sleep(poll).await;
+            let Some(to) = self.successor().filter(|_| self.is_stalled()) else {
                 continue;
             };
             tracing::error!(group = %self.inner.group, "the disk stalls: stepping down");
-            if let Err(error) = self.transfer_leader(to, bound).await {
-                tracing::debug!(group = %self.inner.group, %error, "cannot step down");
+            if let Err(error) = self.transfer_leader(to, self.inner.stall).await {
+                tracing::debug!(group = %self.inner.group, %error, "nobody is known to lead now");
+            }
+            // Once is enough: from then on it sends no heartbeats, and the others elect somebody.
+            while self.is_stalled() {
+                sleep(poll).await;
             }
         }
     }
 
     /// Hands leadership to another member, and returns who leads then: that one, unless it could not
-    /// take over and there was an election. From the call on this member proposes nothing.
+    /// take over and there was an election. From the call on this member proposes nothing and gives no
+    /// sign of life, until somebody is elected.
     ///
     /// # Errors
     /// [`ProposeError::NotLeader`] if it did not lead, [`ProposeError::Unknown`] if nobody else is known

@@ -144,9 +144,22 @@ impl Coordinator {
     ///
     /// # Errors
     /// If this one does not lead, the other one is not fit to, or what is under way does not end
-    /// within a few seconds; this one leads on then.
+    /// within a few seconds; this one leads on then. If the other one is fit and all the same does not
+    /// take over, somebody else is elected, about as soon as after this one's death.
     pub async fn switchover(&self, to: Option<NodeId>, deadline: Instant) -> Result<NodeId, Reject> {
-        self.inner.switchover(to, deadline).await
+        self.inner.switchover(to, deadline, false).await
+    }
+
+    /// The same before a stop: also if not all that is under way ends in time, since waiting longer for
+    /// it would only be followed by an election.
+    ///
+    /// # Errors
+    /// If this one does not lead, or no other one is fit to.
+    pub async fn resign(&self, deadline: Instant) -> Result<NodeId, Reject> {
+        match timeout_at(deadline, self.inner.switchover(None, deadline, true)).await {
+            Ok(result) => result,
+            Err(_) => Err(Reject::DeadlineExceeded),
+        }
     }
 
     /// What it knows of a transaction.
@@ -182,7 +195,7 @@ impl Coordinator {
             id: inner.id,
             version: env!("CARGO_PKG_VERSION").into(),
             leader,
-            epoch: core.leader.as_ref().map(Leader::epoch),
+            epoch: core.leader.as_ref().filter(|_| !inner.group.is_stalled()).map(Leader::epoch),
             map_epoch: map.map_or(MapEpoch(0), |map| map.epoch),
             in_flight: core.leader.as_ref().map_or(0, Leader::in_flight) as u64,
             unfinished: core.state.unfinished().len() as u64,

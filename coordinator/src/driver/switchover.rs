@@ -12,35 +12,49 @@ use super::{ATTEMPT_PAUSE, Inner};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 const DRAIN_POLL: Duration = Duration::from_millis(1);
 
+/// The same before a stop: as long as it may take to elect somebody.
+const RESIGN_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl Inner {
-    pub(super) async fn switchover(&self, to: Option<NodeId>, deadline: Instant) -> Result<NodeId, Reject> {
+    /// `whatever_is_under_way`: hand over at the end of the time to drain, drained or not.
+    pub(super) async fn switchover(
+        &self,
+        to: Option<NodeId>,
+        deadline: Instant,
+        whatever_is_under_way: bool,
+    ) -> Result<NodeId, Reject> {
         self.group.read_barrier().await?;
-        let to = self.fit_to_lead(to)?;
+        self.fit_to_lead(to)?;
         if self.handing_over.send_replace(true) {
             return Err(Reject::overloaded(ATTEMPT_PAUSE));
         }
         let _admits_again = scopeguard::guard(&self.handing_over, |handing_over| {
             handing_over.send_replace(false);
         });
-        let drained = deadline.min(Instant::now() + DRAIN_TIMEOUT);
-        let follows = || {
-            let followers = self.group.followers();
-            followers.iter().any(|follower| follower.node == to && follower.behind == 0)
-        };
-        loop {
+        let patience = if whatever_is_under_way { RESIGN_TIMEOUT } else { DRAIN_TIMEOUT };
+        let drained = deadline.min(Instant::now() + patience);
+        let to = loop {
             let in_flight = match &self.core.lock().leader {
                 Some(leader) => leader.in_flight(),
                 None => return Err(self.not_leader()),
             };
-            if in_flight == 0 && follows() {
-                break;
+            // Whoever was fit a second ago may not be now, and the other way round.
+            let to = self.fit_to_lead(to)?;
+            let followers = self.group.followers();
+            let behind =
+                followers.iter().find(|follower| follower.node == to).map(|follower| follower.behind);
+            if in_flight == 0 && behind == Some(0) {
+                break to;
             }
             if Instant::now() >= drained {
-                tracing::warn!(in_flight, "the switchover is called off: not all under way has ended");
+                if whatever_is_under_way {
+                    break to;
+                }
+                tracing::warn!(in_flight, %to, ?behind, "the switchover is called off");
                 return Err(Reject::overloaded(DRAIN_TIMEOUT));
             }
             sleep(DRAIN_POLL).await;
-        }
+        };
         let leads = self.group.transfer_leader(to, DRAIN_TIMEOUT).await?;
         tracing::info!(%leads, "leadership is handed over");
         Ok(leads)

@@ -294,6 +294,8 @@ pub struct ShardStatus {
     pub leader: Option<NodeId>,
     /// It leads, and answers requests.
     pub serving: bool,
+    /// Which leadership it is in: the index of the entry that began it.
+    pub lead: u64,
     /// The last entry it has applied.
     pub applied: u64,
     /// Transactions that are prepared and not finished.

@@ -232,6 +232,7 @@ pub fn responses() -> Vec<Response> {
                 shard: ShardId(7),
                 leader: None,
                 serving: false,
+                lead: 1,
                 applied: 1,
                 prepared: 2,
                 locks: 3,

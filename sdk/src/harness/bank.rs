@@ -1,6 +1,6 @@
 //! Money moves between accounts, and none may appear or vanish.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -117,6 +117,11 @@ impl Bank {
     /// The shard of an account.
     pub fn shard(&self, number: u32) -> ShardId {
         Key::copy_from(account(number).as_bytes()).shard(self.client.map().shards)
+    }
+
+    /// The shards that hold accounts.
+    pub fn shards(&self) -> BTreeSet<ShardId> {
+        (0..self.accounts).map(|number| self.shard(number)).collect()
     }
 
     /// Moves an amount between two accounts, with retries.

@@ -30,7 +30,8 @@ impl Shard {
         ShardStatus {
             shard: inner.shard,
             leader,
-            serving: core.leader.is_some(),
+            serving: core.leader.is_some() && !inner.group.is_stalled(),
+            lead: core.state.marks().lead,
             applied: inner.group.applied(),
             prepared: core.state.prepared().len() as u64,
             locks: core.state.locks().len() as u64,

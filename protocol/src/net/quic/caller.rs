@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ pub(super) struct Link {
     /// Whoever waits for a connection waits here, and gets it in the order in which they came: calls on
     /// one lane must not overtake each other.
     turn: tokio::sync::Mutex<()>,
+    /// Which of the addresses of a name is tried: the next one after each failure. Not all begin with
+    /// the same one.
+    address_turn: AtomicUsize,
 }
 
 enum State {
@@ -51,6 +54,7 @@ impl Link {
             peer: peer.clone(),
             state: Mutex::new(state),
             turn: Default::default(),
+            address_turn: AtomicUsize::new(rand::random::<u16>().into()),
         }
     }
 
@@ -114,19 +118,21 @@ impl Link {
 
     async fn dial(&self, quic: Arc<Quic>) {
         let limit = quic.config.connect_timeout;
-        let failures = match &*self.state.lock() {
-            State::Dialing { failures, .. } => *failures,
-            State::Down { .. } | State::Up(_) => 0,
-        };
-        let result = match timeout(limit, Connection::make(&quic, &self.peer, failures)).await {
+        let turn = self.address_turn.load(Ordering::Relaxed);
+        let result = match timeout(limit, Connection::make(&quic, &self.peer, turn)).await {
             Ok(result) => result,
             Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
         };
         let mut state = self.state.lock();
+        let failures = match &*state {
+            State::Dialing { failures, .. } => *failures,
+            State::Down { .. } | State::Up(_) => 0,
+        };
         *state = match result {
             Ok(connection) => State::Up(connection),
             Err(reason) => {
                 tracing::debug!(peer = %self.peer, reason, "cannot connect");
+                self.address_turn.store(turn.wrapping_add(1), Ordering::Relaxed);
                 let pause = REDIAL_MIN.saturating_mul(1 << failures.min(10)).min(REDIAL_MAX);
                 State::Down {
                     retry_at: Instant::now() + pause.mul_f64(0.5 + 0.5 * rand::random::<f64>()),
@@ -150,8 +156,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    async fn make(quic: &Arc<Quic>, peer: &Peer, failures: u32) -> Result<Arc<Connection>, String> {
-        let address = resolve(&peer.address, quic.local_addr(), failures).await?;
+    async fn make(quic: &Arc<Quic>, peer: &Peer, turn: usize) -> Result<Arc<Connection>, String> {
+        let address = resolve(&peer.address, quic.local_addr(), turn).await?;
         let connecting = quic
             .endpoint
             .connect_with(quic.client_config.clone(), address, &server_name(peer.role))
@@ -382,7 +388,7 @@ async fn call_on_own_stream(
 
 /// Where to connect to. A name is looked up every time; one with several addresses stands for whoever
 /// answers at any of them, so after a failure it is the next one's turn.
-async fn resolve(address: &str, local: SocketAddr, failures: u32) -> Result<SocketAddr, String> {
+async fn resolve(address: &str, local: SocketAddr, turn: usize) -> Result<SocketAddr, String> {
     if let Ok(address) = address.parse() {
         return Ok(address);
     }
@@ -390,7 +396,7 @@ async fn resolve(address: &str, local: SocketAddr, failures: u32) -> Result<Sock
     let mut candidates: Vec<_> = found.filter(|candidate| candidate.is_ipv4() == local.is_ipv4()).collect();
     // The order of the answers changes from one to the next.
     candidates.sort();
-    let turn = failures as usize % candidates.len().max(1);
+    let turn = turn % candidates.len().max(1);
     candidates.get(turn).copied().ok_or_else(|| format!("{address} has no address of this machine's family"))
 }
 

@@ -38,10 +38,10 @@ pub struct Options {
     #[arg(long, default_value_t = 15)]
     seconds: u64,
     /// Clients that move money at the same time.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
     clients: usize,
     /// Accounts.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
     accounts: u32,
     /// Keep the folder with data and logs, and say where it is.
     #[arg(long)]
@@ -53,6 +53,7 @@ struct Stage {
     processes: Processes,
     client: Client,
     operator: Operator,
+    bank: Bank,
     load: Load,
     bar: ProgressBar,
 }
@@ -112,7 +113,7 @@ async fn play(context: &Context, options: &Options, folder: &Path) -> anyhow::Re
     until_settled(&operator, PATIENCE).await?;
 
     let load = Load::start(&bank, options.clients, 20);
-    let mut stage = Stage { processes, client, operator, load, bar };
+    let mut stage = Stage { processes, client, operator, bank: bank.clone(), load, bar };
     let part = |part: f64| stage.load.began() + Duration::from_secs(options.seconds).mul_f64(part);
     let (first, second, end) = (part(0.2), part(0.6), part(1.0));
     stage.show_until(first, "transferring").await;
@@ -121,7 +122,7 @@ async fn play(context: &Context, options: &Options, folder: &Path) -> anyhow::Re
     let participant = stage.kill_a_participant().await?;
     stage.show_until(end, "transferring").await;
 
-    let Stage { processes, client, operator, load, bar } = stage;
+    let Stage { processes, client, operator, load, bar, .. } = stage;
     bar.set_message("waiting for the last transfers");
     let (began, latencies) = (load.began(), load.take_latencies());
     let ended = load.stop(PATIENCE).await?;
@@ -189,7 +190,7 @@ impl Stage {
                 Outcome::Expired => bail!("{txn} is too old"),
             }
         }
-        let shards: Vec<ShardId> = (0..SHAPE.shards).map(ShardId).collect();
+        let shards: Vec<ShardId> = self.bank.shards().into_iter().collect();
         let gap = self.recovery(struck, &shards, "a standby leads").await?;
         let process = &mut self.processes.coordinators[at];
         let what = "the coordinators' leader, between the votes of a transaction and its decision";
@@ -211,6 +212,8 @@ impl Stage {
         let leads = |node: &NodeId| node.0 == victim as u64 + 1;
         let shards: Vec<ShardId> =
             serving.iter().filter(|(_, node)| leads(node)).map(|(shard, _)| *shard).collect();
+        let shards: Vec<ShardId> =
+            self.bank.shards().into_iter().filter(|shard| shards.contains(shard)).collect();
         let process = &mut self.processes.participants[victim];
         let (pid, struck) = (process.kill()?, Instant::now());
         let what = format!("{} is dead (SIGKILL), and led {} shards", process.name, shards.len());
@@ -367,7 +370,7 @@ fn print(report: &Value) -> Result<(), Failure> {
             seconds("dead_ms"),
         ))?;
         line(format!(
-            "              it hurt for {:.2} s: so long the slowest of {} shards had no commits",
+            "              it hurt for {:.2} s: so long no new transfer was committed on the slowest of {} shards",
             seconds("hurt_ms"),
             kill["shards"],
         ))?;

@@ -44,7 +44,7 @@ fn json_status(answers: &ClusterStatus) -> serde_json::Value {
     let shard = |shard: &ShardStatus| {
         json!({
             "shard": shard.shard.0, "leader": shard.leader.map(|leader| leader.0), "serving": shard.serving,
-            "applied": shard.applied, "prepared": shard.prepared, "locks": shard.locks, "waiting": shard.waiting,
+            "lead": shard.lead, "applied": shard.applied, "prepared": shard.prepared, "locks": shard.locks, "waiting": shard.waiting,
         })
     };
     let participants: Vec<_> = answers
