@@ -164,7 +164,11 @@ async fn no_audit_is_wrong_while_servers_restart_and_leaders_change() {
         let leader = drill.leading_coordinator().await;
         // It may be refused, if no other one has answered for half a second.
         eventually("leadership is handed over", async || {
-            drill.operator.switchover(None, PATIENCE).await.is_ok_and(|to| Server::Coordinator(to.0) != leader)
+            drill
+                .operator
+                .switchover(None, PATIENCE)
+                .await
+                .is_ok_and(|to| Server::Coordinator(to.0) != leader)
         })
         .await;
         eventually("another one leads", async || drill.leading_coordinator().await != leader).await;
