@@ -64,10 +64,11 @@ async fn values(client: &Client, keys: &[(String, Server); 2]) -> [Option<String
 }
 
 /// Plays a row: arms these points, begins a commit, waits until the last of them is reached, strikes
-/// the victim, and sees what becomes of it. `answered`: the client must have its answer before.
+/// the victim, and sees what becomes of it. `victim`: `None` is the coordinator that leads when the
+/// points are reached. `answered`: the client must have its answer before.
 struct Row {
     points: Vec<(Server, FaultPoint, u32)>,
-    victim: Server,
+    victim: Option<Server>,
     end: End,
     answered: bool,
 }
@@ -94,6 +95,11 @@ async fn play(blow: Blow, row: impl AsyncFnOnce(&Drill, &[(String, Server); 2]) 
     for (server, point, _) in &points {
         drill.until_held(*server, *point).await;
     }
+    // Who led before may not be who has sent these.
+    let victim = match victim {
+        Some(victim) => victim,
+        None => drill.leading_coordinator().await,
+    };
     match blow {
         Blow::Kill => drop(drill.process(victim).kill().expect("it runs")),
         Blow::Stop => drill.process(victim).signal(Signal::STOP).expect("it runs"),
@@ -137,7 +143,7 @@ async fn leader_at(blow: Blow, points: &[(FaultPoint, u32)], end: End, answered:
     play(blow, async |drill, _| {
         let victim = drill.leading_coordinator().await;
         let points = points.iter().map(|(point, skip)| (victim, *point, *skip)).collect();
-        Row { points, victim, end, answered }
+        Row { points, victim: Some(victim), end, answered }
     })
     .await;
 }
@@ -146,7 +152,7 @@ async fn leader_at(blow: Blow, points: &[(FaultPoint, u32)], end: End, answered:
 async fn shard_leader_at(blow: Blow, point: FaultPoint, answered: bool) {
     play(blow, async |_, keys| {
         let victim = keys[0].1;
-        Row { points: vec![(victim, point, 0)], victim, end: End::Committed, answered }
+        Row { points: vec![(victim, point, 0)], victim: Some(victim), end: End::Committed, answered }
     })
     .await;
 }
@@ -194,10 +200,9 @@ rows! {
 
 /// Both promises are durable, and neither vote has left its shard.
 async fn leader_before_votes(blow: Blow) {
-    play(blow, async |drill, keys| {
-        let victim = drill.leading_coordinator().await;
+    play(blow, async |_, keys| {
         let points = keys.iter().map(|(_, server)| (*server, Prepared, 0)).collect();
-        Row { points, victim, end: End::Aborted, answered: false }
+        Row { points, victim: None, end: End::Aborted, answered: false }
     })
     .await;
 }
