@@ -213,36 +213,14 @@ mod client {
     use std::path::Path;
     use std::process::{Child, Command, Stdio};
 
-    use troth_sdk::{ClientConfig, TxnId};
+    use troth_sdk::TxnId;
 
     use super::*;
 
-    const FOLDER: &str = "TROTH_TEST_CLUSTER";
-    const KEYS: &str = "TROTH_TEST_KEYS";
-
-    /// Not a test, but the process that is killed in the tests below.
-    #[tokio::test]
-    #[ignore = "the process that other tests kill"]
-    async fn the_application() {
-        let folder = std::env::var(FOLDER).expect("started by another test");
-        let config = ClientConfig::load(&Path::new(&folder).join("client.toml")).expect("a configuration");
-        let client = Client::connect(config).await.expect("it connects");
-        let tx = client.begin().await.expect("it begins");
-        for key in std::env::var(KEYS).expect("started by another test").split(' ') {
-            tx.get(key).await.expect("it reads");
-            tx.put(key, "after").expect("it is small");
-        }
-        println!("ready {}", tx.id());
-        std::io::stdin().lock().read_line(&mut String::new()).expect("told to go on");
-        let _ = tx.commit().await;
-        panic!("nobody lives to hear the answer");
-    }
-
     /// Starts the application, and waits until it has everything but the commit behind it.
     fn start(folder: &Path, keys: &[(String, Server); 2]) -> (Child, TxnId) {
-        let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
-        command.args(["--exact", "client::the_application", "--ignored", "--nocapture"]);
-        command.env(FOLDER, folder).env(KEYS, format!("{} {}", keys[0].0, keys[1].0));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_application"));
+        command.arg(folder).args(keys.iter().map(|(key, _)| key));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
         let lines = BufReader::new(child.stdout.as_mut().expect("piped")).lines();
         let mut lines = lines.map(|line| line.expect("text"));
