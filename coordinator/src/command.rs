@@ -2,7 +2,11 @@
 
 #![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
-use troth_protocol::{ClusterId, Epoch, FolderId, Node, ParticipantId, Timestamp, TxnId};
+use troth_protocol::message::admin::NodeChange;
+use troth_protocol::message::raft::LogId;
+use troth_protocol::{
+    ClusterId, Epoch, FolderId, Move, Node, NodeId, ParticipantId, ShardId, Timestamp, TxnId,
+};
 
 /// An entry of the log.
 #[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -21,6 +25,38 @@ pub enum Command {
         node: Node,
         /// Where it keeps what it promised.
         folder: FolderId,
+    },
+    /// An operator changes where a participant stands.
+    Node {
+        /// Which.
+        node: NodeId,
+        /// How.
+        change: NodeChange,
+    },
+    /// A participant was not heard of for so long that others take its place.
+    Lose {
+        /// The leader that says so.
+        epoch: Epoch,
+        /// Which.
+        node: NodeId,
+    },
+    /// Shards shall go to these nodes.
+    Move {
+        /// The leader that says so.
+        epoch: Epoch,
+        /// Which, and where.
+        moves: Vec<Move>,
+    },
+    /// A shard that was on its way has arrived.
+    Moved {
+        /// The shard.
+        shard: ShardId,
+        /// Its replicas now.
+        voters: Vec<NodeId>,
+        /// The entry of its own log that made them so.
+        formed: LogId,
+        /// Bytes that were sent for it.
+        bytes: u64,
     },
     /// Timestamps may be handed out up to here.
     Ceiling {
@@ -107,6 +143,10 @@ pub enum Output {
     Leads(Epoch),
     /// To `Register`: the id belongs to another data folder, of the node that is there.
     Taken,
+    /// To `Register`: an operator has removed the node.
+    Removed,
+    /// To `Node`: nothing was done, because of this.
+    Refused(String),
     /// To `Decide` and `Refuse`: for each transaction, in order.
     Verdicts(Vec<Verdict>),
     /// To the others.

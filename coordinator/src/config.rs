@@ -12,6 +12,7 @@ use troth_protocol::process::{
 use troth_replication::Timing;
 
 use crate::leader::Limits;
+use crate::steward::Rules;
 
 /// The file, key by key. What is left out has the default of [`Config`].
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -34,6 +35,9 @@ pub struct File {
     /// What bounds this coordinator while it leads.
     #[serde(default)]
     pub limits: LimitsSection,
+    /// How shards follow the ring.
+    #[serde(default)]
+    pub placement: PlacementSection,
     /// Certificates.
     #[serde(default)]
     pub tls: TlsSection,
@@ -83,6 +87,16 @@ pub struct LimitsSection {
     pub outcomes_s: Option<u64>,
 }
 
+/// How shards follow the ring.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlacementSection {
+    /// A participant that was not heard of for this long is replaced; seconds.
+    pub replace_after_s: Option<u64>,
+    /// How many shards move at once.
+    pub moves_at_once: Option<usize>,
+}
+
 /// A coordinator's configuration, complete and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -98,6 +112,8 @@ pub struct Config {
     pub nodes: u16,
     /// What bounds this coordinator while it leads.
     pub limits: Limits,
+    /// How shards follow the ring.
+    pub rules: Rules,
     /// How patient coordinators are with each other.
     pub timing: Timing,
     /// The log is cut after this many entries.
@@ -114,6 +130,7 @@ impl Config {
             replicas: 1,
             nodes: 1,
             limits: Limits::default(),
+            rules: Rules::default(),
             timing: Timing::default(),
             log_entries_max: 10_000,
         }
@@ -147,6 +164,7 @@ impl File {
             replicas,
             nodes,
             limits: self.resolve_limits(source)?,
+            rules: self.resolve_placement(source)?,
             timing: Timing { heartbeat, election, stall: self.raft.stall(timing.stall, source)? },
             log_entries_max: self.raft.log_entries(source)?,
             coordinators: self.coordinator,
@@ -187,6 +205,24 @@ impl File {
             return Err(source.error("cluster.nodes", reason));
         }
         Ok((shards, replicas, nodes))
+    }
+
+    fn resolve_placement(&self, source: &Source) -> Result<Rules, ConfigError> {
+        let mut rules = Rules::default();
+        if let Some(seconds) = self.placement.replace_after_s {
+            if seconds < 5 {
+                let reason = "must be 5 or more: as long as an election and some bad luck";
+                return Err(source.error("placement.replace_after_s", reason));
+            }
+            rules.replace_after = Duration::from_secs(seconds);
+        }
+        if let Some(moves) = self.placement.moves_at_once {
+            if !(1..=64).contains(&moves) {
+                return Err(source.error("placement.moves_at_once", "must be from 1 to 64"));
+            }
+            rules.moves_at_once = moves;
+        }
+        Ok(rules)
     }
 
     fn resolve_limits(&self, source: &Source) -> Result<Limits, ConfigError> {

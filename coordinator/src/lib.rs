@@ -6,16 +6,19 @@
 //! | [`state`] | what the log leads to: ceiling, decisions, nodes, cluster map |
 //! | [`leader`] | what only the leader knows: transactions in flight, who waits for what |
 //! | [`oracle`], [`commit`], [`finish`], [`recovery`] | the leader's parts: time, votes, second phase, what earlier leaders left |
+//! | [`steward`] | where the shards should be, and which moves next |
 //! | [`machine`] | the state in RocksDB |
 //! | [`driver`] | performs: proposes, calls shards, answers |
+//! | [`eyes`] | what the leader sees, for operators |
 //! | [`config`], [`server`] | one process |
 //!
-//! All but the last three rows are pure: they never read a clock, a socket or a disk.
+//! All but the last four rows are pure: they never read a clock, a socket or a disk.
 
 pub mod command;
 pub mod commit;
 pub mod config;
 pub mod driver;
+pub mod eyes;
 pub mod finish;
 pub mod leader;
 pub mod machine;
@@ -23,6 +26,7 @@ pub mod oracle;
 pub mod recovery;
 pub mod server;
 pub mod state;
+pub mod steward;
 
 #[cfg(test)]
 mod script;

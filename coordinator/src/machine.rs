@@ -143,6 +143,7 @@ impl Core {
             Event::Delivered { ok: false, .. }
             | Event::NotProposed { .. }
             | Event::GaveUp { .. }
+            | Event::Seen { .. }
             | Event::Ceiling(_)
             | Event::NoCeiling => {}
         }
@@ -174,6 +175,7 @@ impl Core {
             | Effect::Forget(_)
             | Effect::Ceiling(_)
             | Effect::Retire(_)
+            | Effect::Place(_)
             | Effect::Collect { .. }
             | Effect::Answer { .. } => {}
         }
@@ -328,9 +330,14 @@ fn named(command: &Command) -> Named {
         }
         Command::Refuse { txns } => Named::Txns(txns.clone()),
         Command::Ceiling { .. } => Named::Ceiling,
-        Command::Lead { .. } | Command::Register { .. } | Command::Forget { .. } | Command::Retire { .. } => {
-            Named::Nothing
-        }
+        Command::Lead { .. }
+        | Command::Register { .. }
+        | Command::Node { .. }
+        | Command::Lose { .. }
+        | Command::Move { .. }
+        | Command::Moved { .. }
+        | Command::Forget { .. }
+        | Command::Retire { .. } => Named::Nothing,
     }
 }
 

@@ -36,6 +36,7 @@ use troth_protocol::{
 use crate::command::{Command, Decision, Output, Record, Settings};
 use crate::leader::{Answer, Effect, Event, Leader, Limits, Now, OnePhase};
 use crate::state::{Catalog, Marks, Mutation, State, View};
+use crate::steward::Rules;
 
 /// What would be on disk.
 #[derive(Default)]
@@ -211,6 +212,7 @@ impl Stage {
                 }
                 Effect::Retire(before) => self.proposed.push(Command::Retire { outcomes_before: before }),
                 Effect::Ceiling(ceiling) => self.proposed.push(Command::Ceiling { epoch, ceiling }),
+                Effect::Place(plan) => self.say(format_args!("propose {plan:?}")),
                 Effect::Finish { shard, decisions } => {
                     let words: Vec<String> = decisions.iter().map(show_word).collect();
                     self.say(format_args!("finish at s{shard}: {}", words.join(", ")));
@@ -235,14 +237,19 @@ impl Stage {
     }
 
     fn lead(&mut self) {
-        let coordinators =
-            vec![Node { id: NodeId(1), address: "c:1".into(), zone: String::new(), weight: 0 }];
+        let coordinators = vec![Node {
+            id: NodeId(1),
+            address: "c:1".into(),
+            zone: String::new(),
+            weight: 0,
+            state: Default::default(),
+        }];
         let settings = Settings { cluster: Default::default(), shards: self.shards, replicas: 1, nodes: 1 };
         let Output::Leads(epoch) = self.apply(Command::Lead { coordinators, settings }) else {
             panic!("a lead leads to an epoch");
         };
         self.sent.clear();
-        self.leader = Some(Leader::new(epoch, self.limits, self.now(), &self.state));
+        self.leader = Some(Leader::new(epoch, self.limits, Rules::default(), self.now(), &self.state));
         self.say(format_args!("epoch {epoch}"));
         self.effects();
     }
@@ -259,7 +266,13 @@ impl Stage {
             "cluster" => {
                 self.shards = number(&words, "shards").expect("shards=") as u16;
                 self.lead();
-                let node = Node { id: NodeId(1), address: "p:1".into(), zone: String::new(), weight: 1 };
+                let node = Node {
+                    id: NodeId(1),
+                    address: "p:1".into(),
+                    zone: String::new(),
+                    weight: 1,
+                    state: Default::default(),
+                };
                 self.apply(Command::Register { node, folder: FolderId(1) });
             }
             "lead" => self.lead(),
@@ -346,7 +359,7 @@ impl Stage {
                 let millis = words[1].trim_start_matches('+').trim_end_matches("ms").parse().expect("+20ms");
                 self.elapsed += Duration::from_millis(millis);
                 let now = self.now();
-                self.leader.as_mut().expect("somebody leads").handle_timeout(now);
+                self.leader.as_mut().expect("somebody leads").handle_timeout(now, &self.state);
                 self.effects();
             }
             "restart" => {

@@ -12,7 +12,7 @@ use troth_protocol::message::{Request, Response, admin, coordinator};
 use troth_protocol::net::tls::Credentials;
 use troth_protocol::net::{BoxFuture, Identity, Peer, Service, Transport};
 use troth_protocol::routing::Router;
-use troth_protocol::{GroupId, Node, NodeId, Reject};
+use troth_protocol::{GroupId, Node, NodeId, NodeState, Reject};
 use troth_replication::server::{Base, Running, ServerError};
 use troth_replication::{Directory, GroupConfig, Leadership, LogWriter};
 
@@ -53,8 +53,13 @@ impl Server {
         let base = Base::open(&config.basics, credentials, &FAMILIES)?;
         let id = config.basics.id;
 
-        let node =
-            |id: u64, address: String| Node { id: NodeId(id), address, zone: String::new(), weight: 0 };
+        let node = |id: u64, address: String| Node {
+            id: NodeId(id),
+            address,
+            zone: String::new(),
+            weight: 0,
+            state: NodeState::Active,
+        };
         let mut coordinators: Vec<Node> =
             config.coordinators.iter().map(|peer| node(peer.id, peer.address.clone())).collect();
         if coordinators.is_empty() {
@@ -76,10 +81,17 @@ impl Server {
             directory: Arc::new(Configured(peers)),
             timing: config.timing,
             log_entries_max: config.log_entries_max,
+            throttle: None,
         };
         let settings =
             Settings { cluster, shards: config.shards, replicas: config.replicas, nodes: config.nodes };
-        let setup = CoordinatorConfig { id: NodeId(id), coordinators, settings, limits: config.limits };
+        let setup = CoordinatorConfig {
+            id: NodeId(id),
+            coordinators,
+            settings,
+            limits: config.limits,
+            rules: config.rules,
+        };
         let coordinator = Coordinator::start(setup, group, &base.store, &writer, core, router).await?;
         base.quic.serve(Arc::new(Front(coordinator.clone())));
         Ok(Server { base, coordinator })
@@ -145,6 +157,14 @@ impl Service for Front {
                 Request::Admin(admin::Request::Switchover { to }) => {
                     let switched = coordinator.switchover(to, deadline).await;
                     switched.map(|to| Response::Admin(admin::Response::Switched { to }))
+                }
+                Request::Admin(admin::Request::Overview) => {
+                    let overview = coordinator.overview().await;
+                    overview.map(|overview| Response::Admin(admin::Response::Overview(overview)))
+                }
+                Request::Admin(admin::Request::Node { node, change }) => {
+                    let changed = coordinator.change_node(node, change).await;
+                    changed.map(|()| Response::Admin(admin::Response::NodeChanged))
                 }
                 Request::Admin(admin::Request::Txn { txn }) => {
                     coordinator.knowledge(txn).map(|known| Response::Admin(admin::Response::Txn(known)))

@@ -13,9 +13,13 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use troth_protocol::{ClusterMap, Epoch, FolderId, Node, NodeId, Timestamp, TxnId};
+use troth_protocol::message::admin::NodeChange;
+use troth_protocol::message::raft::LogId;
+use troth_protocol::ring::WEIGHT_MAX;
+use troth_protocol::{ClusterMap, Epoch, FolderId, Move, Node, NodeId, NodeState, ShardId, Timestamp, TxnId};
 
 use crate::command::{Command, Decision, Output, Record, Settings, Verdict};
+use crate::steward::same;
 
 /// What the state asks of the store: records as of the last applied command.
 pub trait View {
@@ -56,15 +60,48 @@ pub struct Catalog {
     pub settings: Settings,
     /// Who is there, and where the shards are.
     pub map: ClusterMap,
-    /// The data folder of each participant, in the order of the map.
-    pub folders: Vec<FolderId>,
+    /// What the map does not say of each participant, in its order.
+    pub records: Vec<Membership>,
+    /// Participants that an operator has removed: their ids are never used again.
+    pub removed: Vec<NodeId>,
+    /// Shards that have moved.
+    pub moved_shards: u64,
+    /// Bytes that were sent for that.
+    pub moved_bytes: u64,
+}
+
+/// What the coordinators know of a participant, besides what everybody does.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Membership {
+    /// Its data folder: where it keeps what it promised.
+    pub folder: FolderId,
+    /// What an operator has said of its weight, whatever it says itself.
+    pub weight: Option<u32>,
+    /// The same of its zone.
+    pub zone: Option<String>,
 }
 
 impl Catalog {
-    /// What is known of a participant.
-    pub fn registered(&self, id: NodeId) -> Option<(&Node, FolderId)> {
-        let at = self.map.nodes.binary_search_by_key(&id, |node| node.id).ok()?;
-        Some((&self.map.nodes[at], self.folders[at]))
+    /// Whether a participant that makes itself known like this is known like this already.
+    pub fn is_registered(&self, node: &Node, folder: FolderId) -> bool {
+        let Ok(at) = self.map.nodes.binary_search_by_key(&node.id, |node| node.id) else {
+            return false;
+        };
+        let (known, record) = (&self.map.nodes[at], &self.records[at]);
+        record.folder == folder && known.state != NodeState::Lost && *known == record.node(node, known.state)
+    }
+}
+
+impl Membership {
+    /// A participant as the map shows it, where it says this of itself.
+    fn node(&self, said: &Node, state: NodeState) -> Node {
+        Node {
+            id: said.id,
+            address: said.address.clone(),
+            zone: self.zone.clone().unwrap_or_else(|| said.zone.clone()),
+            weight: self.weight.unwrap_or(said.weight),
+            state,
+        }
     }
 }
 
@@ -121,6 +158,25 @@ impl State {
                 Output::Leads(self.marks.epoch)
             }
             Command::Register { node, folder } => self.register(node, folder, mutations),
+            Command::Node { node, change } => match self.change_node(node, change) {
+                Ok(()) => {
+                    mutations.push(Mutation::Catalog);
+                    Output::Done
+                }
+                Err(reason) => Output::Refused(reason),
+            },
+            Command::Lose { epoch, node } => {
+                self.lose(epoch, node, mutations);
+                Output::Done
+            }
+            Command::Move { epoch, moves } => {
+                self.begin_moves(epoch, moves, mutations);
+                Output::Done
+            }
+            Command::Moved { shard, voters, formed, bytes } => {
+                self.end_move(shard, voters, formed, bytes, mutations);
+                Output::Done
+            }
             Command::Ceiling { epoch, ceiling } => {
                 if epoch == self.marks.epoch {
                     self.marks.ceiling = self.marks.ceiling.max(ceiling);
@@ -212,8 +268,13 @@ impl State {
                 coordinators: Vec::new(),
                 nodes: Vec::new(),
                 placement: Vec::new(),
+                formed: Vec::new(),
+                moves: Vec::new(),
             },
-            folders: Vec::new(),
+            records: Vec::new(),
+            removed: Vec::new(),
+            moved_shards: 0,
+            moved_bytes: 0,
         });
         if catalog.map.coordinators != coordinators {
             catalog.map.coordinators = coordinators;
@@ -223,24 +284,146 @@ impl State {
     }
 
     fn register(&mut self, node: Node, folder: FolderId, mutations: &mut Vec<Mutation>) -> Output {
-        let Some(Catalog { settings, map, folders }) = &mut self.catalog else {
+        let Some(Catalog { settings, map, records, removed, .. }) = &mut self.catalog else {
             return Output::Done;
         };
+        if removed.contains(&node.id) {
+            return Output::Removed;
+        }
+        let placed = map.is_placed();
         match map.nodes.binary_search_by_key(&node.id, |known| known.id) {
             // What the shards of this node were promised lies in the other folder.
-            Ok(at) if folders[at] != folder => return Output::Taken,
-            Ok(at) if map.nodes[at] == node => return Output::Done,
-            Ok(at) => map.nodes[at] = node,
+            Ok(at) if records[at].folder != folder => return Output::Taken,
+            Ok(at) => {
+                let known = &mut map.nodes[at];
+                let state = if known.state == NodeState::Lost { NodeState::Active } else { known.state };
+                let node = records[at].node(&node, state);
+                if *known == node {
+                    return Output::Done;
+                }
+                *known = node;
+            }
             Err(at) => {
-                map.nodes.insert(at, node);
-                folders.insert(at, folder);
+                let state = if placed { NodeState::Waiting } else { NodeState::Active };
+                map.nodes.insert(at, Node { state, ..node });
+                records.insert(at, Membership { folder, weight: None, zone: None });
             }
         }
-        if !map.is_placed() && map.nodes.len() >= usize::from(settings.nodes) {
+        if !placed && map.nodes.len() >= usize::from(settings.nodes) {
             map.placement = map.ring().placement(settings.shards, settings.replicas.into());
+            map.formed = vec![None; map.placement.len()];
         }
         map.epoch.0 += 1;
         mutations.push(Mutation::Catalog);
         Output::Done
+    }
+
+    fn change_node(&mut self, id: NodeId, change: NodeChange) -> Result<(), String> {
+        let no_cluster = || "there is no cluster yet".to_owned();
+        let Catalog { map, records, removed, .. } = self.catalog.as_mut().ok_or_else(no_cluster)?;
+        if removed.contains(&id) {
+            return Err(format!("node {id} was removed; an id is never used again"));
+        }
+        let unknown = |_| format!("node {id} has not made itself known; start it first");
+        let at = map.nodes.binary_search_by_key(&id, |known| known.id).map_err(unknown)?;
+        match change {
+            NodeChange::Admit { weight, zone } => {
+                if weight.is_some_and(|weight| weight == 0 || weight > WEIGHT_MAX) {
+                    return Err(format!("a weight is from 1 to {WEIGHT_MAX}"));
+                }
+                let (node, record) = (&mut map.nodes[at], &mut records[at]);
+                record.weight = weight.or(record.weight);
+                record.zone = zone.or_else(|| record.zone.clone());
+                *node = record.node(node, NodeState::Active);
+            }
+            NodeChange::Drain => {
+                let stay = map.nodes.iter().filter(|node| node.id != id && node.state == NodeState::Active);
+                let (stay, replicas) = (stay.count(), map.replicas);
+                if !map.is_placed() {
+                    return Err("the shards are not placed yet".into());
+                }
+                if stay < usize::from(replicas) {
+                    return Err(format!(
+                        "without node {id} there are {stay} active nodes, too few for {replicas} replicas; add one first"
+                    ));
+                }
+                map.nodes[at].state = NodeState::Draining;
+            }
+            NodeChange::Remove => {
+                let held = map.shards_on(id);
+                if map.nodes[at].state == NodeState::Active {
+                    return Err(format!("node {id} is active; drain it first"));
+                }
+                if held > 0 {
+                    return Err(format!("node {id} still holds {held} shards; wait until it holds none"));
+                }
+                map.nodes.remove(at);
+                records.remove(at);
+                removed.push(id);
+            }
+        }
+        map.epoch.0 += 1;
+        Ok(())
+    }
+
+    fn lose(&mut self, epoch: Epoch, id: NodeId, mutations: &mut Vec<Mutation>) {
+        let Some(Catalog { map, .. }) = self.catalog.as_mut().filter(|_| epoch == self.marks.epoch) else {
+            return;
+        };
+        let active = |node: &&mut Node| node.id == id && node.state == NodeState::Active;
+        if let Some(node) = map.nodes.iter_mut().find(active) {
+            node.state = NodeState::Lost;
+            map.epoch.0 += 1;
+            mutations.push(Mutation::Catalog);
+        }
+    }
+
+    fn begin_moves(&mut self, epoch: Epoch, moves: Vec<Move>, mutations: &mut Vec<Mutation>) {
+        let Some(Catalog { map, .. }) = self.catalog.as_mut().filter(|_| epoch == self.marks.epoch) else {
+            return;
+        };
+        for step in moves {
+            let known = |node: &NodeId| map.node(*node).is_some();
+            if step.shard.0 >= map.shards || step.to.is_empty() || !step.to.iter().all(known) {
+                continue;
+            }
+            match map.moves.binary_search_by_key(&step.shard, |known| known.shard) {
+                Ok(at) => map.moves[at] = step,
+                Err(_) if same(map.replicas_of(step.shard), &step.to) => continue,
+                Err(at) => map.moves.insert(at, step),
+            }
+            map.epoch.0 += 1;
+            mutations.push(Mutation::Catalog);
+        }
+    }
+
+    fn end_move(
+        &mut self,
+        shard: ShardId,
+        voters: Vec<NodeId>,
+        formed: LogId,
+        bytes: u64,
+        mutations: &mut Vec<Mutation>,
+    ) {
+        let Some(Catalog { map, moved_shards, moved_bytes, .. }) = &mut self.catalog else {
+            return;
+        };
+        let Ok(at) = map.moves.binary_search_by_key(&shard, |step| step.shard) else {
+            return;
+        };
+        // It may have been sent elsewhere meanwhile.
+        if !same(&map.moves[at].to, &voters) {
+            return;
+        }
+        let step = map.moves.remove(at);
+        let (place, formed_by) = (usize::from(shard.0), Some(formed));
+        if !same(&map.placement[place], &step.to) {
+            *moved_shards += 1;
+            *moved_bytes += bytes;
+        }
+        map.placement[place] = step.to;
+        map.formed[place] = map.formed[place].max(formed_by);
+        map.epoch.0 += 1;
+        mutations.push(Mutation::Catalog);
     }
 }

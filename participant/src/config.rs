@@ -15,6 +15,9 @@ use troth_replication::Timing;
 /// How often old versions and outcomes are looked for.
 const RETIRE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How fast shards move away if nobody says otherwise.
+const MOVE_BYTES_PER_SECOND: u64 = 32 << 20;
+
 /// The file, key by key. What is left out has the default of [`Config`].
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +51,17 @@ pub struct File {
     /// How patient the replicas of a shard are with each other.
     #[serde(default)]
     pub raft: RaftSection,
+    /// How fast shards may move away.
+    #[serde(default)]
+    pub moves: MovesSection,
+}
+
+/// How fast shards may move away.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MovesSection {
+    /// Bytes of shards that leave this node in a second, all together.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// How long things are kept.
@@ -82,6 +96,8 @@ pub struct Config {
     pub timing: Timing,
     /// A log is cut after this many entries.
     pub log_entries_max: u64,
+    /// Bytes of shards that leave this node in a second, all together.
+    pub move_bytes_per_second: u64,
 }
 
 impl Config {
@@ -97,6 +113,7 @@ impl Config {
             retire_interval: RETIRE_INTERVAL,
             timing: Timing::default(),
             log_entries_max: 10_000,
+            move_bytes_per_second: MOVE_BYTES_PER_SECOND,
         }
     }
 }
@@ -131,6 +148,10 @@ impl File {
         let (heartbeat, election) = self.raft.timing(timing.heartbeat, timing.election, source)?;
         let timing = Timing { heartbeat, election, stall: self.raft.stall(timing.stall, source)? };
         let log_entries_max = self.raft.log_entries(source)?;
+        let move_bytes_per_second = self.moves.bytes_per_second.unwrap_or(MOVE_BYTES_PER_SECOND);
+        if move_bytes_per_second < 64 << 10 {
+            return Err(source.error("moves.bytes_per_second", "must be at least 65536"));
+        }
         let seconds = |value: Option<u64>, default| value.map_or(default, Duration::from_secs);
         let version_retention = seconds(self.retention.versions_s, VERSION_RETENTION);
         let outcome_retention = seconds(self.retention.outcomes_s, OUTCOME_RETENTION);
@@ -152,6 +173,7 @@ impl File {
             outcome_retention,
             timing,
             log_entries_max,
+            move_bytes_per_second,
             retire_interval: RETIRE_INTERVAL,
         })
     }
@@ -184,7 +206,7 @@ mod tests {
         check(&with("weight = 0"), "node.toml:4: weight: must be from 1 to 100");
         check(
             &with("wait = 0"),
-            "node.toml:4: unknown field `wait`, expected one of `id`, `listen`, `advertise`, `data`, `zone`, `weight`, `coordinators`, `tls`, `log`, `network`, `retention`, `raft`",
+            "node.toml:4: unknown field `wait`, expected one of `id`, `listen`, `advertise`, `data`, `zone`, `weight`, `coordinators`, `tls`, `log`, `network`, `retention`, `raft`, `moves`",
         );
         check(&with("weight = \"much\""), "node.toml:4: invalid type: string \"much\", expected u32");
         check(

@@ -34,7 +34,7 @@ pub mod timeline;
 pub mod timestamp;
 pub mod wire;
 
-pub use cluster_map::{ClusterMap, Node};
+pub use cluster_map::{ClusterMap, Move, Node, NodeState};
 pub use id::{
     ClientId, ClusterId, Epoch, FolderId, GroupId, MapEpoch, NodeId, ParticipantId, ShardId, TxnId,
 };

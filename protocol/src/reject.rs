@@ -47,6 +47,12 @@ pub enum Reject {
         /// Where that one is.
         address: String,
     },
+    /// A node wants to register that an operator has removed. Nothing happened.
+    #[error("node {node} was removed from this cluster")]
+    NodeRemoved {
+        /// The id.
+        node: NodeId,
+    },
     /// The deadline passed while the request was carried out.
     #[error("the deadline passed")]
     DeadlineExceeded,
@@ -118,6 +124,7 @@ impl Reject {
             | Reject::StaleMap { .. }
             | Reject::Overloaded { .. }
             | Reject::NodeTaken { .. }
+            | Reject::NodeRemoved { .. }
             | Reject::Blocked { .. }
             | Reject::ShuttingDown
             | Reject::Forbidden { .. }
@@ -140,6 +147,7 @@ impl Reject {
             // The same words will never be right again.
             Reject::StaleEpoch { .. }
             | Reject::NodeTaken { .. }
+            | Reject::NodeRemoved { .. }
             | Reject::DeadlineExceeded
             | Reject::Blocked { .. }
             | Reject::Forbidden { .. }

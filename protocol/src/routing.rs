@@ -20,7 +20,8 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tower::retry::budget::{Budget, TpsBudget};
 
@@ -101,7 +102,7 @@ impl RouteError {
 pub struct Router {
     transport: Arc<dyn Transport>,
     seeds: Vec<Peer>,
-    map: RwLock<Arc<ClusterMap>>,
+    map: watch::Sender<Arc<ClusterMap>>,
     leaders: Mutex<HashMap<GroupId, Peer>>,
     refreshing: tokio::sync::Mutex<()>,
     /// Groups whose members are being asked who leads.
@@ -122,11 +123,13 @@ impl Router {
             coordinators: Vec::new(),
             nodes: Vec::new(),
             placement: Vec::new(),
+            formed: Vec::new(),
+            moves: Vec::new(),
         };
         Router {
             transport,
             seeds,
-            map: RwLock::new(Arc::new(empty)),
+            map: watch::channel(Arc::new(empty)).0,
             leaders: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(()),
             probing: Mutex::default(),
@@ -137,15 +140,23 @@ impl Router {
 
     /// The newest map that this router has seen; of epoch 0 before the first.
     pub fn map(&self) -> Arc<ClusterMap> {
-        self.map.read().clone()
+        self.map.borrow().clone()
+    }
+
+    /// The newest map, and those that come after it.
+    pub fn follow_map(&self) -> watch::Receiver<Arc<ClusterMap>> {
+        self.map.subscribe()
     }
 
     /// Takes a map, if it is newer than the one it has.
     pub fn learn(&self, map: ClusterMap) {
-        let mut current = self.map.write();
-        if map.epoch > current.epoch || current.shards == 0 {
-            *current = Arc::new(map);
-        }
+        self.map.send_if_modified(|current| {
+            let newer = map.epoch > current.epoch || current.shards == 0;
+            if newer {
+                *current = Arc::new(map);
+            }
+            newer
+        });
     }
 
     /// The transport, for calls that are not for a group's leader.
@@ -411,9 +422,8 @@ impl Router {
         match group {
             GroupId::Coordinator => self.coordinators(),
             GroupId::Shard(shard) => {
-                let replicas = self.map();
-                let replicas = replicas.replicas_of(shard);
-                replicas.iter().filter_map(|&node| self.member(group, node)).collect()
+                let members = self.map().members_of(shard);
+                members.into_iter().filter_map(|node| self.member(group, node)).collect()
             }
         }
     }

@@ -1,16 +1,17 @@
 //! Between the Raft library and a [`Machine`].
 
 use std::io;
+use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 
-use crate::log::LogWriter;
 use crate::machine::{Batch, Machine};
 use crate::rocks::Store;
-use crate::snapshot::{self, Mark, Transfer};
+use crate::snapshot::incoming::Site;
+use crate::snapshot::{self, Mark, Transfer, outgoing};
 use crate::types::{self, LogId, Reply, StoredMembership, Types};
 
 /// Entries that one batch applies at most.
@@ -19,7 +20,7 @@ const BATCH_ENTRIES_MAX: usize = 256;
 pub(crate) struct Adapter<M> {
     group: u32,
     store: Store,
-    writer: LogWriter,
+    site: Arc<Site>,
     machine: M,
     applied: Option<LogId>,
     membership: StoredMembership,
@@ -27,19 +28,16 @@ pub(crate) struct Adapter<M> {
 
 impl<M: Machine> Adapter<M> {
     /// Takes over a machine whose state is in the store.
-    pub(crate) fn new(
-        group: u32,
-        writer: &LogWriter,
-        store: &Store,
-        mut machine: M,
-    ) -> io::Result<Adapter<M>> {
-        snapshot::finish_install(store, group, &machine.spans())?;
-        machine.reload()?;
+    pub(crate) fn new(group: u32, store: &Store, site: &Arc<Site>, mut machine: M) -> io::Result<Adapter<M>> {
         let Mark { applied, membership } = snapshot::read_mark(store, group)?;
+        // Without a mark there is no state, though there may be a part of one.
+        if applied.is_some() {
+            machine.reload()?;
+        }
         Ok(Adapter {
             group,
             store: store.clone(),
-            writer: writer.clone(),
+            site: site.clone(),
             machine,
             applied: applied.map(types::log_id),
             membership: types::stored_membership(membership),
@@ -54,6 +52,9 @@ impl<M: Machine> Adapter<M> {
     }
 
     fn apply_batch(&mut self, entries: Vec<EntryResponder<Types>>) -> io::Result<()> {
+        if self.applied.is_none() {
+            self.site.begin_applying()?;
+        }
         for (entry, _) in &entries {
             self.applied = Some(entry.log_id);
             if let EntryPayload::Membership(membership) = &entry.payload {
@@ -117,17 +118,15 @@ impl<M: Machine> RaftStateMachine<Types> for Adapter<M> {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<Types>, transfer: Transfer) -> io::Result<()> {
-        let Transfer::Staged = transfer else {
-            return Err(io::Error::other(format!(
-                "group {}: only a staged snapshot can be installed",
-                self.group
-            )));
+        let Transfer::Arrived(area) = transfer else {
+            let reason = format!("group {}: only a snapshot that has arrived can be installed", self.group);
+            return Err(io::Error::other(reason));
         };
         let mark = Mark {
             applied: meta.last_log_id.as_ref().map(types::log_id_to_wire),
             membership: types::stored_membership_to_wire(&meta.last_membership),
         };
-        snapshot::install(&self.store, &self.writer, self.group, &self.machine.spans(), &mark).await?;
+        self.site.install(area, &mark).await?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.machine.reload()
@@ -137,7 +136,7 @@ impl<M: Machine> RaftStateMachine<Types> for Adapter<M> {
         if self.applied.is_none() {
             return Ok(None);
         }
-        let (mark, transfer) = snapshot::open(&self.store, self.group, self.machine.spans()).await?;
+        let (mark, transfer) = outgoing::open(&self.store, self.group, self.machine.spans()).await?;
         Ok(Some(SnapshotOf::<Types, Transfer> { meta: meta(mark), snapshot: transfer }))
     }
 }

@@ -30,8 +30,12 @@ pub mod server;
 mod snapshot;
 mod types;
 
-pub use group::{Follower, Group, GroupConfig, Leadership, Proposal, ProposeError, StartError, Timing};
+pub use group::{
+    Follower, Group, GroupConfig, Leadership, Members, Proposal, ProposeError, StartError, Timing,
+};
 pub use log::LogWriter;
 pub use machine::{Batch, Committed, Machine, Span};
 pub use network::Directory;
 pub use rocks::{Family, OpenError, Reach, Store, StoreError, families};
+pub use snapshot::outgoing::{Throttle, TransferProgress};
+pub use snapshot::{erase, is_known};

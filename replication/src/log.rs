@@ -53,6 +53,11 @@ pub(crate) mod tag {
     pub const APPLIED: u8 = 4;
     /// A snapshot has arrived whole and is being put in place.
     pub const INSTALLING: u8 = 5;
+    /// A snapshot is being put together where the state belongs, and is not complete.
+    pub const BUILDING: u8 = 6;
+
+    /// All but the vote, which is kept for ever.
+    pub const FORGETTABLE: [u8; 4] = [PURGED, APPLIED, INSTALLING, BUILDING];
 }
 
 pub(crate) fn meta_key(group: u32, tag: u8) -> [u8; 5] {
@@ -70,12 +75,17 @@ pub(crate) fn numbered_key(group: u32, number: u64) -> [u8; 12] {
 
 pub(crate) enum Change {
     Put(Family, Bytes, Bytes),
+    Delete(Family, Bytes),
     DeleteRange(Family, Bytes, Bytes),
 }
 
 impl Change {
     pub(crate) fn put(family: Family, key: &[u8], value: impl Into<Bytes>) -> Change {
         Change::Put(family, Bytes::copy_from_slice(key), value.into())
+    }
+
+    pub(crate) fn delete(family: Family, key: &[u8]) -> Change {
+        Change::Delete(family, Bytes::copy_from_slice(key))
     }
 
     pub(crate) fn delete_range(family: Family, start: &[u8], end: &[u8]) -> Change {
@@ -159,6 +169,7 @@ fn run(store: &Store, mut receiver: mpsc::Receiver<Write>, busy_since: &Mutex<Op
         for change in writes.iter().flat_map(|write| &write.changes) {
             match change {
                 Change::Put(family, key, value) => store.put(&mut batch, *family, key, value),
+                Change::Delete(family, key) => store.delete(&mut batch, *family, key),
                 Change::DeleteRange(family, start, end) => {
                     store.delete_range(&mut batch, *family, start, end)
                 }

@@ -1,5 +1,6 @@
 //! Between the Raft library and the transport, in both directions.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +19,14 @@ use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use troth_protocol::limits::SHARED_FRAME_BYTES_MAX;
-use troth_protocol::message::raft::{self as wire, Appended, Body};
+use troth_protocol::message::admin::FaultPoint;
+use troth_protocol::message::raft::{self as wire, Appended, Body, Offer, Part};
 use troth_protocol::message::{Request, Response};
 use troth_protocol::net::{CallError, Peer, Transport};
-use troth_protocol::{GroupId, NodeId};
+use troth_protocol::{GroupId, NodeId, fault};
 
 use crate::snapshot::Transfer;
+use crate::snapshot::outgoing::{Outgoing, Piece, Throttle};
 use crate::types::{self, Types, Vote};
 
 /// Appends to one member that may be under way at once.
@@ -32,7 +35,7 @@ const PIPELINE: usize = 64;
 /// How long a member may take to make entries durable. Heartbeats have less: they tell who is alive.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a member may take for one piece of a snapshot, and to install it.
+/// How long a member may take for some parts of a snapshot, and to install it.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -52,6 +55,12 @@ fn is_large(request: &AppendEntriesRequest<Types>) -> bool {
 pub trait Directory: Send + Sync + 'static {
     /// Where to reach a member; `None` while nobody knows.
     fn peer(&self, group: GroupId, node: NodeId) -> Option<Peer>;
+
+    /// An entry that the group is known to have committed: whoever lacks it gets no vote. Needed where
+    /// members leave and come back without what they had.
+    fn committed(&self, _group: GroupId) -> Option<wire::LogId> {
+        None
+    }
 }
 
 /// How the members of one group are reached from here.
@@ -61,6 +70,8 @@ pub(crate) struct Network {
     pub from: NodeId,
     pub transport: Arc<dyn Transport>,
     pub directory: Arc<dyn Directory>,
+    pub outgoing: Arc<Outgoing>,
+    pub throttle: Option<Throttle>,
 }
 
 impl RaftNetworkFactory<Types> for Network {
@@ -80,7 +91,7 @@ pub(crate) struct Member {
 
 impl Member {
     async fn call(&self, body: Body, timeout: Duration) -> Result<wire::Response, RPCError<Types>> {
-        let Network { group, from, transport, directory } = &self.network;
+        let Network { group, from, transport, directory, .. } = &self.network;
         let unreachable = |reason: String| RPCError::Unreachable(Unreachable::from_string(reason));
         let peer = directory
             .peer(*group, self.to)
@@ -259,31 +270,65 @@ impl Member {
         let Transfer::Outgoing(mut pieces) = snapshot.snapshot else {
             return Err(broken("this snapshot carries no data".into()));
         };
-        let transfer = std::collections::hash_map::RandomState::new();
-        let transfer = std::hash::BuildHasher::hash_one(&transfer, self.to);
-        let membership = types::stored_membership_to_wire(&snapshot.meta.last_membership);
-        let mut next = pieces.recv().await;
-        let mut sequence = 0;
-        while let Some(piece) = next {
-            next = pieces.recv().await;
-            let done = next.is_none();
-            let body = Body::Snapshot {
-                vote: types::vote_to_wire(&vote),
-                last: snapshot.meta.last_log_id.as_ref().map(types::log_id_to_wire),
-                membership: membership.clone(),
-                transfer,
-                sequence,
-                chunk: piece.map_err(|error| broken(error.to_string()))?,
-                done,
-            };
-            let timeout = if done { INSTALL_TIMEOUT } else { PIECE_TIMEOUT };
-            match self.call(body, timeout).await? {
-                wire::Response::SnapshotContinue if !done => {}
-                wire::Response::SnapshotDone { vote } => return Ok(SnapshotResponse::new(types::vote(vote))),
-                _ => return Err(self.wrong_answer().into()),
+        let transfer: u64 = rand::random();
+        let vote = types::vote_to_wire(&vote);
+        let index = snapshot.meta.last_log_id.map_or(0, |id| id.index);
+        let on_its_way = self.network.outgoing.begin(self.to, index);
+        tracing::info!(group = %self.network.group, to = %self.to, index, "sending a snapshot");
+
+        let offer = Body::SnapshotOffer { vote, transfer, begin: true, offers: Vec::new() };
+        let mut rest_is_empty = match self.call(offer, PIECE_TIMEOUT).await? {
+            wire::Response::SnapshotWanted { rest_is_empty, .. } => rest_is_empty,
+            wire::Response::SnapshotDone { vote } => return Ok(SnapshotResponse::new(types::vote(vote))),
+            _ => return Err(self.wrong_answer().into()),
+        };
+        while let Some(piece) = pieces.next().await {
+            let Piece { mut parts, bytes, share } = piece.map_err(|error| broken(error.to_string()))?;
+            if !rest_is_empty {
+                let offers =
+                    parts.iter().map(|(part, hash)| Offer { bounds: part.bounds.clone(), hash: *hash });
+                let offers = offers.collect();
+                let offer = Body::SnapshotOffer { vote, transfer, begin: false, offers };
+                match self.call(offer, PIECE_TIMEOUT).await? {
+                    wire::Response::SnapshotWanted { wanted, rest_is_empty: empty } => {
+                        rest_is_empty = empty;
+                        let wanted: BTreeSet<usize> = wanted.iter().map(|place| *place as usize).collect();
+                        let mut place = 0..;
+                        parts.retain(|_| place.next().is_some_and(|place| wanted.contains(&place)));
+                    }
+                    wire::Response::SnapshotDone { vote } => {
+                        return Ok(SnapshotResponse::new(types::vote(vote)));
+                    }
+                    _ => return Err(self.wrong_answer().into()),
+                }
             }
-            sequence += 1;
+            let parts: Vec<Part> = parts.into_iter().map(|(part, _)| part).collect();
+            let pairs = parts.iter().flat_map(|part| &part.pairs);
+            let sent: usize = pairs.map(|pair| pair.key.len() + pair.value.len()).sum();
+            if !parts.is_empty() {
+                if let Some(throttle) = &self.network.throttle {
+                    throttle.pass(sent).await;
+                }
+                fault::pass(FaultPoint::SnapshotParts).await;
+                match self.call(Body::SnapshotParts { vote, transfer, parts }, PIECE_TIMEOUT).await? {
+                    wire::Response::SnapshotStored => {}
+                    wire::Response::SnapshotDone { vote } => {
+                        return Ok(SnapshotResponse::new(types::vote(vote)));
+                    }
+                    _ => return Err(self.wrong_answer().into()),
+                }
+            }
+            on_its_way.advance(sent, bytes - sent, share);
         }
-        Err(broken("the snapshot ended without a last piece".into()))
+        let end = Body::SnapshotEnd {
+            vote,
+            last: snapshot.meta.last_log_id.as_ref().map(types::log_id_to_wire),
+            membership: types::stored_membership_to_wire(&snapshot.meta.last_membership),
+            transfer,
+        };
+        match self.call(end, INSTALL_TIMEOUT).await? {
+            wire::Response::SnapshotDone { vote } => Ok(SnapshotResponse::new(types::vote(vote))),
+            _ => Err(self.wrong_answer().into()),
+        }
     }
 }

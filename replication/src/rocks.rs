@@ -11,7 +11,7 @@ use rocksdb::{
 };
 use tokio::sync::watch;
 
-use crate::machine::Batch;
+use crate::machine::{Batch, Span};
 
 /// A column family, by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -208,6 +208,32 @@ impl Store {
             rows.next();
         }
         Ok(rows.status()?)
+    }
+
+    /// About how many bytes spans have on disk. What is only in memory yet does not count.
+    pub fn size(&self, spans: &[Span]) -> u64 {
+        let size = |span: &Span| {
+            let range = rocksdb::Range::new(&span.start, &span.end);
+            self.shared.db.get_approximate_sizes_cf(self.handle(span.family), &[range])
+        };
+        spans.iter().flat_map(size).sum()
+    }
+
+    /// Gives the space of spans back whose keys are all deleted: at once that of files that hold nothing
+    /// else, and that of the others as they are rewritten.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub async fn reclaim(&self, spans: Vec<Span>) -> io::Result<()> {
+        let store = self.clone();
+        let work = move || {
+            for span in &spans {
+                store.shared.db.delete_file_in_range_cf(store.handle(span.family), &span.start, &span.end)?;
+            }
+            Ok::<_, rocksdb::Error>(())
+        };
+        let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?;
+        done.map_err(|error| StoreError(error).into())
     }
 
     /// A new batch, for what is not replicated.

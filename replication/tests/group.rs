@@ -131,6 +131,7 @@ async fn start(
             ..Timing::default()
         },
         log_entries_max,
+        throttle: None,
     };
     let started = Group::start(config, store, writer, Journal::new(store, group)).await?;
     network.serve(address(node), Arc::new(Member(started.clone())));

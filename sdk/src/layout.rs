@@ -54,6 +54,21 @@ pub struct Plan {
     pub replicas: u16,
 }
 
+/// A participant that shall be.
+#[derive(Clone, Debug)]
+pub struct Newcomer {
+    /// Its number: unique among participants, and never used before.
+    pub id: u64,
+    /// Where it will listen: `host:port`.
+    pub listen: String,
+    /// Some of the coordinators, `host:port` each.
+    pub coordinators: Vec<String>,
+    /// What fails together with it; may be empty.
+    pub zone: String,
+    /// Its share of the shards, relative to others.
+    pub weight: u32,
+}
+
 /// A folder with the files of a cluster.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -139,20 +154,36 @@ impl Layout {
                 false,
             )?;
         }
-        for (at, address) in plan.participants.iter().enumerate() {
-            let name = format!("participant-{}", at + 1);
-            issue(Role::Participant, &name)?;
-            self.write(
-                &format!("{name}.toml"),
-                &participant_file(plan, at as u64 + 1, address, &name),
-                false,
-            )?;
+        for (listen, id) in plan.participants.iter().zip(1..) {
+            let coordinators = plan.coordinators.clone();
+            let newcomer =
+                Newcomer { id, listen: listen.clone(), coordinators, zone: String::new(), weight: 1 };
+            self.write_participant(&authority, &newcomer)?;
         }
         for role in [Role::Client, Role::Admin] {
             issue(role, role.name())?;
             self.write(&format!("{role}.toml"), &client_file(plan, role), false)?;
         }
         Ok(authority.cluster())
+    }
+
+    /// Makes what one more participant needs to start: `participant-<id>.toml`, and its certificate.
+    ///
+    /// # Errors
+    /// If it is there already, the folder holds no cluster, or cannot be written.
+    pub fn add_participant(&self, newcomer: &Newcomer) -> Result<PathBuf, LayoutError> {
+        self.write_participant(&self.authority()?, newcomer)
+    }
+
+    fn write_participant(&self, authority: &Authority, newcomer: &Newcomer) -> Result<PathBuf, LayoutError> {
+        let name = format!("participant-{}", newcomer.id);
+        let path = self.folder.join(format!("{name}.toml"));
+        if path.exists() {
+            return Err(LayoutError::Exists { path });
+        }
+        self.issue(authority, Role::Participant, &name, CERTIFICATE_VALIDITY)?;
+        self.write(&format!("{name}.toml"), &participant_file(newcomer, &name), false)?;
+        Ok(path)
     }
 
     /// The certificate files of somebody.
@@ -215,10 +246,17 @@ fn coordinator_file(plan: &Plan, id: u64, address: &str, name: &str) -> String {
     )
 }
 
-fn participant_file(plan: &Plan, id: u64, address: &str, name: &str) -> String {
+fn participant_file(newcomer: &Newcomer, name: &str) -> String {
+    let Newcomer { id, listen, coordinators, zone, weight } = newcomer;
+    let mut place = String::new();
+    if !zone.is_empty() {
+        place += &format!("zone = {zone:?}\n");
+    }
+    if *weight != 1 {
+        place += &format!("weight = {weight}\n");
+    }
     format!(
-        "id = {id}\nlisten = \"{address}\"\ndata = \"data/{name}\"\ncoordinators = {:?}\n\n{}",
-        plan.coordinators,
+        "id = {id}\nlisten = \"{listen}\"\ndata = \"data/{name}\"\ncoordinators = {coordinators:?}\n{place}\n{}",
         tls(name)
     )
 }

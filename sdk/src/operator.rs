@@ -8,10 +8,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 pub use troth_protocol::message::admin::{
-    CoordinatorStatus, Fault, FaultAction, FaultPoint, FaultStatus, InDoubt, ParticipantStatus, ShardStatus,
-    TxnAtShard, TxnKnowledge,
+    CoordinatorStatus, Fault, FaultAction, FaultPoint, FaultStatus, InDoubt, NodeChange, ParticipantStatus,
+    ShardStatus, TxnAtShard, TxnKnowledge,
 };
 use troth_protocol::message::admin::{Request as Ask, Response as Told};
+pub use troth_protocol::message::overview::{
+    Election, MoveStage, Moving, NodeReport, NodeView, Overview, Second, ShardReport,
+};
 pub use troth_protocol::message::shard::Decision;
 use troth_protocol::message::{Request, Response};
 pub use troth_protocol::net::Peer;
@@ -256,14 +259,43 @@ impl Operator {
     /// # Errors
     /// If nobody leads, or the leader refuses or calls it off.
     pub async fn switchover(&self, to: Option<NodeId>, patience: Duration) -> Result<NodeId, OperatorError> {
-        let deadline = Instant::now() + patience;
+        match self.ask_leader(Ask::Switchover { to }, Instant::now() + patience).await? {
+            (_, Told::Switched { to }) => Ok(to),
+            (peer, _) => Err(OperatorError::WrongAnswer { peer }),
+        }
+    }
+
+    /// How the cluster is, as the coordinators' leader sees it.
+    ///
+    /// # Errors
+    /// If nobody leads.
+    pub async fn overview(&self) -> Result<Overview, OperatorError> {
+        match self.ask_leader(Ask::Overview, Instant::now() + ANSWER_TIMEOUT).await? {
+            (_, Told::Overview(overview)) => Ok(overview),
+            (peer, _) => Err(OperatorError::WrongAnswer { peer }),
+        }
+    }
+
+    /// Changes where a participant stands. Its shards move afterwards: [`Operator::overview`] tells how
+    /// far that is.
+    ///
+    /// # Errors
+    /// If nobody leads, or the leader refuses; the reason says what would be right.
+    pub async fn change_node(&self, node: NodeId, change: NodeChange) -> Result<(), OperatorError> {
+        match self.ask_leader(Ask::Node { node, change }, Instant::now() + ANSWER_TIMEOUT).await? {
+            (_, Told::NodeChanged) => Ok(()),
+            (peer, _) => Err(OperatorError::WrongAnswer { peer }),
+        }
+    }
+
+    /// Asks each coordinator until one says that it leads.
+    async fn ask_leader(&self, request: Ask, deadline: Instant) -> Result<(Peer, Told), OperatorError> {
         let mut last = OperatorError::NoLeader;
         for peer in self.coordinators() {
-            match self.ask_until(&peer, Ask::Switchover { to }, deadline).await {
-                Ok(Told::Switched { to }) => return Ok(to),
+            match self.ask_until(&peer, request.clone(), deadline).await {
+                Ok(told) => return Ok((peer, told)),
                 Err(OperatorError::Refused { reject: Reject::NotLeader { .. }, .. }) => {}
                 Err(error @ OperatorError::Refused { .. }) => return Err(error),
-                Ok(_) => last = OperatorError::WrongAnswer { peer },
                 Err(error) => last = error,
             }
         }

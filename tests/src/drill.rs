@@ -3,13 +3,17 @@
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
 use troth_protocol::NodeId;
+use troth_protocol::ring::diff;
 use troth_sdk::harness::processes::{Process, Processes, Shape};
 use troth_sdk::harness::until_settled;
-use troth_sdk::operator::{Fault, FaultAction, FaultPoint, FaultStatus, Operator, OperatorError, Peer};
+use troth_sdk::operator::{
+    Fault, FaultAction, FaultPoint, FaultStatus, NodeChange, Operator, OperatorError, Overview, Peer,
+};
 use troth_sdk::{Client, Key};
 
-use crate::{PATIENCE, eventually, processes, until_nothing_is_held};
+use crate::{PATIENCE, connect, eventually, logging, programs, until_nothing_is_held};
 
 /// Three coordinators, three participants, three replicas.
 pub const THREE: Shape = Shape { coordinators: 3, nodes: 3, replicas: 3, shards: 6 };
@@ -36,11 +40,62 @@ pub struct Drill {
 impl Drill {
     /// Starts a cluster in a folder, and waits until every shard has a leader.
     pub async fn start(folder: &Path, shape: Shape) -> Drill {
-        let (cluster, client) = processes(folder, shape).await;
+        Drill::start_with(folder, shape, async |_| {}).await
+    }
+
+    /// The same, after the files of the cluster were changed.
+    pub async fn start_with(folder: &Path, shape: Shape, change: impl AsyncFnOnce(&mut Processes)) -> Drill {
+        logging();
+        let mut cluster = Processes::create(folder, programs(), shape).expect("laid out");
+        change(&mut cluster).await;
+        cluster.start().expect("started");
+        let client = connect(&cluster).await;
         let operator = cluster.operator().expect("certificates");
         let drill = Drill { cluster, client, operator };
         drill.until_served().await;
         drill
+    }
+
+    /// Starts one more participant, waits until the coordinators know it, and puts it on the ring.
+    pub async fn join(&mut self) -> Server {
+        let process = self.cluster.add_participant().expect("laid out");
+        process.start().expect("started");
+        let id = self.cluster.participants.len() as u64;
+        self.admit(id).await;
+        Server::Participant(id)
+    }
+
+    /// Puts a participant on the ring, as soon as it has made itself known.
+    pub async fn admit(&self, id: u64) {
+        let admit = NodeChange::Admit { weight: None, zone: None };
+        eventually("the node is admitted", async || {
+            self.operator.change_node(NodeId(id), admit.clone()).await.is_ok()
+        })
+        .await;
+    }
+
+    /// Lets a participant hand over all that it holds.
+    pub async fn drain(&self, id: u64) {
+        eventually("the node is being drained", async || {
+            self.operator.change_node(NodeId(id), NodeChange::Drain).await.is_ok()
+        })
+        .await;
+    }
+
+    /// Waits until no shard is on its way, and all are where they should be.
+    pub async fn until_placed(&self) -> Overview {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let overview = self.operator.overview().await;
+            if let Ok(overview) = &overview
+                && overview.map.moves.is_empty()
+                && diff(&overview.map.placement, &overview.target).is_empty()
+            {
+                return overview.clone();
+            }
+            assert!(Instant::now() < deadline, "shards stay on their way: {overview:#?}");
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Waits until every shard is served.
@@ -53,7 +108,7 @@ impl Drill {
 
     /// Where a server listens.
     pub fn peer(&self, server: Server) -> Peer {
-        let map = self.client.map();
+        let map = self.operator.map();
         let address = |nodes: &[troth_protocol::Node], id: u64| {
             let node = nodes.iter().find(|node| node.id == NodeId(id));
             node.expect("it is in the map").address.clone()
@@ -101,11 +156,13 @@ impl Drill {
 
     /// Waits until somebody has come to an armed fault point.
     pub async fn until_held(&self, server: Server, point: FaultPoint) {
-        eventually(point.name(), async || {
-            let status = self.fault(server, Fault::List).await.unwrap_or_default();
-            status.iter().any(|status| status.point == point && status.fired)
-        })
-        .await;
+        eventually(point.name(), async || self.is_held(server, point).await).await;
+    }
+
+    /// Whether somebody has come to an armed fault point of a server, and it still answers.
+    pub async fn is_held(&self, server: Server, point: FaultPoint) -> bool {
+        let status = self.fault(server, Fault::List).await.unwrap_or_default();
+        status.iter().any(|status| status.point == point && status.fired)
     }
 
     /// Lets everybody go on who is held in a server.

@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: clusters, patience, and conditions to wait for.
 
 pub mod drill;
+pub mod proxy;
+pub mod witness;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -123,8 +123,12 @@ async fn a_client_may_not_say_what_only_peers_say() {
     let (coordinator, participant) =
         (Peer::coordinator(&map.coordinators[0].address), Peer::participant(&map.nodes[0].address));
     let finish = shard::Request::Finish { epoch: Epoch(u64::MAX), decisions: Vec::new() };
-    let register =
-        coordinator::Request::Register { node: map.nodes[0].clone(), folder: FolderId(1), known: map.epoch };
+    let register = coordinator::Request::Register {
+        node: map.nodes[0].clone(),
+        folder: FolderId(1),
+        known: map.epoch,
+        report: Default::default(),
+    };
     let forbidden = [
         (&participant, Request::Shard { shard: ShardId(0), request: finish }, "Finish"),
         (&coordinator, Request::Coordinator(register), "Register"),

@@ -14,6 +14,7 @@ use super::{ATTEMPT_PAUSE, Inner};
 use crate::command::Command;
 use crate::leader::{Effect, Event, OnePhase};
 use crate::recovery::PAGE;
+use crate::steward::Plan;
 
 /// How long one attempt to reach a shard may take, for what is repeated until it succeeds.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +44,16 @@ impl Errand {
                 Effect::Forget(txns) => self.propose_and_forget(Command::Forget { txns }),
                 Effect::Retire(outcomes_before) => {
                     self.propose_and_forget(Command::Retire { outcomes_before });
+                }
+                Effect::Place(Plan::Lose(node)) => {
+                    tracing::warn!(%node, "not heard of for too long: others take its place");
+                    self.propose_and_forget(Command::Lose { epoch: self.epoch, node });
+                }
+                Effect::Place(Plan::Move(moves)) => {
+                    for step in &moves {
+                        tracing::info!(shard = %step.shard, to = ?step.to, "a shard moves");
+                    }
+                    self.propose_and_forget(Command::Move { epoch: self.epoch, moves });
                 }
                 Effect::Ceiling(ceiling) => self.spawn(self.clone().raise_ceiling(ceiling)),
                 Effect::Prepare { shard, prepare, deadline } => {

@@ -1,9 +1,9 @@
 //! Performs what the coordinators' leader wants done: proposes to the group, calls shards, answers.
 
 mod errand;
+mod placement;
 mod switchover;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,18 +16,21 @@ use tokio_util::task::TaskTracker;
 use troth_protocol::fault;
 use troth_protocol::message::admin::{CoordinatorStatus, FaultPoint, TxnKnowledge};
 use troth_protocol::message::coordinator::{Request, Response};
+use troth_protocol::message::overview::Election;
 use troth_protocol::message::shard::{self};
 use troth_protocol::routing::Router;
 use troth_protocol::wire::encode;
-use troth_protocol::{ClusterMap, FolderId, MapEpoch, Node, NodeId, Reject, TxnId};
+use troth_protocol::{ClusterMap, MapEpoch, Node, NodeId, Reject, TxnId};
 use troth_replication::{
     Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
 };
 
 use crate::command::{Command, Output, Record, Settings};
+use crate::eyes::Eyes;
 use crate::leader::{Answer, Event, Leader, Limits};
 use crate::machine::{CoordinatorMachine, Core, Inner as CoreInner};
 use crate::state::View;
+use crate::steward::Rules;
 use errand::Errand;
 
 /// Timestamps that one request may ask for.
@@ -47,14 +50,15 @@ struct Inner {
     coordinators: Vec<Node>,
     settings: Settings,
     limits: Limits,
+    rules: Rules,
     core: Arc<Core>,
     group: Group<CoordinatorMachine>,
     router: Arc<Router>,
     next_request: AtomicU64,
     /// Nothing new is admitted: leadership is about to be handed over.
     handing_over: watch::Sender<bool>,
-    /// When each participant last made itself known to this leader.
-    seen: Mutex<HashMap<NodeId, Instant>>,
+    /// What this leader sees, for operators.
+    eyes: Mutex<Eyes>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -69,6 +73,8 @@ pub struct CoordinatorConfig {
     pub settings: Settings,
     /// What bounds the leader.
     pub limits: Limits,
+    /// How placement follows the ring.
+    pub rules: Rules,
 }
 
 impl Coordinator {
@@ -86,18 +92,19 @@ impl Coordinator {
     ) -> Result<Coordinator, StartError> {
         let machine = CoordinatorMachine::new(store, &core);
         let group = Group::start(group, store, writer, machine).await?;
-        let CoordinatorConfig { id, coordinators, settings, limits } = config;
+        let CoordinatorConfig { id, coordinators, settings, limits, rules } = config;
         let inner = Arc::new(Inner {
             id,
             coordinators,
             settings,
             limits,
+            rules,
             core,
             group,
             router,
             next_request: AtomicU64::new(0),
             handing_over: watch::channel(false).0,
-            seen: Mutex::default(),
+            eyes: Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -123,10 +130,12 @@ impl Coordinator {
             Request::Timestamps { count } => inner.timestamps(count, deadline).await,
             Request::Commit(commit) => {
                 fault::pass(FaultPoint::CommitReceived).await;
-                let txn = commit.txn;
+                let (txn, began) = (commit.txn, Instant::now());
                 let deadline_std = deadline.into_std();
                 let event = |id| Event::Commit { id, commit, deadline: deadline_std };
-                inner.ask_leader(txn, event, deadline).await
+                let answer = inner.ask_leader(txn, event, deadline).await;
+                inner.note_end(&answer, began.elapsed());
+                answer
             }
             Request::Outcome { txn, participants } => {
                 let event = |id| Event::Outcome { id, txn, participants };
@@ -134,7 +143,12 @@ impl Coordinator {
             }
             Request::WhoLeads => inner.who_leads().await,
             Request::Map { known } => Ok(inner.map(known)),
-            Request::Register { node, folder, known } => inner.register(node, folder, known).await,
+            Request::Register { node, folder, known, report } => {
+                inner.register(node, folder, known, report).await
+            }
+            Request::Moved { shard, voters, formed, bytes } => {
+                inner.moved(shard, voters, formed, bytes).await
+            }
             Request::Resolve { txns } => inner.resolve(&txns).await,
         }
     }
@@ -187,8 +201,8 @@ impl Coordinator {
             Leadership::Failed { .. } => None,
         };
         let (committed, aborted) = core.leader.as_ref().map_or((0, 0), Leader::counts);
-        let seen = inner.seen.lock();
-        let since = |node: &Node| (node.id, seen.get(&node.id).map(|seen| seen.elapsed().as_millis() as u64));
+        let eyes = inner.eyes.lock();
+        let since = |node: &Node| (node.id, eyes.since(node.id));
         let map = core.state.catalog().map(|catalog| &catalog.map);
         CoordinatorStatus {
             cluster: inner.settings.cluster,
@@ -328,31 +342,6 @@ impl Inner {
         }
     }
 
-    async fn register(&self, node: Node, folder: FolderId, known: MapEpoch) -> Result<Response, Reject> {
-        let id = node.id;
-        let registered = {
-            let core = self.core.lock();
-            if core.leader.is_none() {
-                return Err(self.not_leader());
-            }
-            core.state.catalog().is_some_and(|catalog| catalog.registered(id) == Some((&node, folder)))
-        };
-        if !registered {
-            let address = node.address.clone();
-            match self.propose(&Command::Register { node, folder }).await? {
-                Output::Taken => {
-                    let core = self.core.lock();
-                    let taken = core.state.catalog().and_then(|catalog| catalog.map.node(id));
-                    let address = taken.map_or(String::new(), |node| node.address.clone());
-                    return Err(Reject::NodeTaken { node: id, address });
-                }
-                _ => tracing::info!(node = %id, address, "a participant has registered"),
-            }
-        }
-        self.seen.lock().insert(id, Instant::now());
-        Ok(self.map(known))
-    }
-
     // --- leading --------------------------------------------------------------------------------
 
     fn submit(&self, command: &Command) -> Result<Proposal<CoordinatorMachine>, ProposeError> {
@@ -371,7 +360,7 @@ impl Inner {
             // Whoever waits is told that the next leader knows.
             core.requests.clear();
             core.todo.clear();
-            self.seen.lock().clear();
+            *self.eyes.lock() = Eyes::default();
         };
         let follow = self.group.follow_leadership(depose, || self.take_lead());
         self.stop.run_until_cancelled(follow).await;
@@ -399,7 +388,9 @@ impl Inner {
         if let Some(stored) = stored.filter(|stored| *stored != self.settings) {
             tracing::warn!(?stored, configured = ?self.settings, "the cluster keeps what it was made with");
         }
-        let leader = Leader::new(epoch, self.limits, self.core.now(), &core.state);
+        let now = self.core.now();
+        let leader = Leader::new(epoch, self.limits, self.rules, now, &core.state);
+        self.eyes.lock().elected(Election { at_ms: now.millis, shard: None, node: self.id });
         tracing::info!(%epoch, unfinished = core.state.unfinished().len(), "leading");
         core.leader = Some(leader);
         self.core.perform(&mut core);
@@ -448,8 +439,9 @@ impl Inner {
                 () = due => {
                     let now = self.core.now();
                     let mut core = self.core.lock();
-                    if let Some(leader) = &mut core.leader {
-                        leader.handle_timeout(now);
+                    let CoreInner { state, leader, .. } = &mut *core;
+                    if let Some(leader) = leader {
+                        leader.handle_timeout(now, state);
                     }
                     self.core.perform(&mut core);
                 }

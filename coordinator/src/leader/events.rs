@@ -5,9 +5,10 @@ use std::time::Instant;
 use troth_protocol::message::coordinator::Commit;
 use troth_protocol::message::shard::{CommitOnePhase, Decision as Word, Prepare, Vote};
 use troth_protocol::message::txn::Outcome;
-use troth_protocol::{ParticipantId, Reject, ShardId, Timestamp, TxnId};
+use troth_protocol::{NodeId, ParticipantId, Reject, ShardId, Timestamp, TxnId};
 
 use crate::command::{Decision, Verdict};
+use crate::steward::Plan;
 
 /// Names a request that waits for an answer.
 pub type RequestId = u64;
@@ -90,6 +91,11 @@ pub enum Event {
     Ceiling(Timestamp),
     /// A ceiling was not proposed.
     NoCeiling,
+    /// A participant has given a sign of life.
+    Seen {
+        /// Which.
+        node: NodeId,
+    },
     /// A shard has named prepared transactions.
     Page {
         /// The shard.
@@ -150,6 +156,8 @@ pub enum Effect {
     Ceiling(Timestamp),
     /// Propose to give up outcomes of transactions that began before this.
     Retire(Timestamp),
+    /// Propose to place shards otherwise.
+    Place(Plan),
     /// Tell a shard what was decided.
     Finish {
         /// The shard.

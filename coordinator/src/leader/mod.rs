@@ -36,6 +36,7 @@ use crate::finish::Courier;
 use crate::oracle::Oracle;
 use crate::recovery::Recovery;
 use crate::state::{State, View};
+use crate::steward::{Rules, Steward};
 
 /// What is due is looked at this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -117,6 +118,7 @@ pub struct Leader {
     courier: Courier,
     forget: Vec<TxnId>,
     recovery: Recovery,
+    steward: Steward,
     tick_at: Instant,
     retire_at: Instant,
     committed: u64,
@@ -127,7 +129,7 @@ pub struct Leader {
 impl Leader {
     /// A new leader: it takes up all that is unfinished, and asks all shards what they have
     /// prepared.
-    pub fn new(epoch: Epoch, limits: Limits, now: Now, state: &State) -> Leader {
+    pub fn new(epoch: Epoch, limits: Limits, rules: Rules, now: Now, state: &State) -> Leader {
         let shards =
             state.catalog().filter(|catalog| catalog.map.is_placed()).map_or(0, |c| c.settings.shards);
         let mut leader = Leader {
@@ -141,6 +143,7 @@ impl Leader {
             courier: Courier::default(),
             forget: Vec::new(),
             recovery: Recovery::new(shards),
+            steward: Steward::new(rules, now.instant),
             tick_at: now.instant + TICK,
             retire_at: now.instant + RETIRE_EVERY,
             committed: 0,
@@ -177,6 +180,11 @@ impl Leader {
     /// Whether all that earlier leaders left behind is settled.
     pub fn has_recovered(&self) -> bool {
         self.recovery.is_done()
+    }
+
+    /// Since when each move of a shard is under way.
+    pub fn moving(&self) -> &BTreeMap<ShardId, Instant> {
+        self.steward.moving()
     }
 
     /// Hands out consecutive timestamps; `None` while the ceiling is too low.
@@ -226,13 +234,14 @@ impl Leader {
                 self.time_passed(now);
             }
             Event::NoCeiling => self.oracle.ceiling_failed(),
+            Event::Seen { node } => self.steward.saw(now.instant, node),
             Event::Page { shard, txns, more } => self.page(shard, &txns, more, state, view),
         }
         self.settle_up(now);
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, now: Now) {
+    pub fn handle_timeout(&mut self, now: Now, state: &State) {
         while let Some(&(deadline, txn)) = self.deadlines.first()
             && deadline <= now.instant
         {
@@ -245,6 +254,11 @@ impl Leader {
         if self.tick_at <= now.instant {
             self.tick_at = now.instant + TICK;
             self.flush_forget();
+            if let Some(plan) =
+                state.catalog().and_then(|catalog| self.steward.poll(now.instant, &catalog.map))
+            {
+                self.effects.push_back(Effect::Place(plan));
+            }
             self.refused.prune(self.oracle.last().minus(self.limits.age_max));
         }
         if self.retire_at <= now.instant {

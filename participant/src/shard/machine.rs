@@ -214,9 +214,7 @@ impl Machine for ShardMachine {
     }
 
     fn spans(&self) -> Vec<Span> {
-        let span =
-            |family| Span { family, start: key::shard_start(self.shard), end: key::shard_end(self.shard) };
-        ALL.into_iter().map(span).collect()
+        spans(self.shard)
     }
 
     fn reload(&mut self) -> io::Result<()> {
@@ -239,6 +237,16 @@ impl Machine for ShardMachine {
         inner.readers.clear();
         Ok(())
     }
+}
+
+/// All that a shard has in the store.
+pub fn spans(shard: ShardId) -> Vec<Span> {
+    let span = |family| Span {
+        family,
+        start: key::shard_start(shard).to_vec(),
+        end: key::shard_end(shard).to_vec(),
+    };
+    ALL.into_iter().map(span).collect()
 }
 
 fn damaged(shard: ShardId, error: impl std::fmt::Display) -> io::Error {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::id::{ClusterId, Epoch, MapEpoch, NodeId, ParticipantId, ShardId, TxnId};
+use crate::message::overview::Overview;
 use crate::message::shard::Decision;
 use crate::timestamp::Timestamp;
 
@@ -14,6 +15,15 @@ use crate::timestamp::Timestamp;
 pub enum Request {
     /// What are you, and how are you?
     Status,
+    /// To the coordinators' leader: how is the cluster?
+    Overview,
+    /// To the coordinators' leader: change where a participant stands.
+    Node {
+        /// Which.
+        node: NodeId,
+        /// How.
+        change: NodeChange,
+    },
     /// To a participant: which transactions are prepared at the shards that it leads?
     InDoubt,
     /// What do you know of this transaction?
@@ -40,6 +50,22 @@ pub enum Request {
     },
     /// Something about fault points. For tests; never for a client's certificate.
     Fault(Fault),
+}
+
+/// A change of where a participant stands.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum NodeChange {
+    /// It is on the ring from now on, or again, or otherwise than before.
+    Admit {
+        /// Its share of the shards, relative to others; `None`: as it says itself.
+        weight: Option<u32>,
+        /// What fails together with it; `None`: as it says itself.
+        zone: Option<String>,
+    },
+    /// It hands over all that it holds.
+    Drain,
+    /// It belongs to the cluster no more. Only for one that holds nothing.
+    Remove,
 }
 
 /// What is asked about fault points.
@@ -131,6 +157,12 @@ fault_points! {
     FinishReceived = "finish-received",
     /// Participant: a `Finish` is applied, and not acknowledged yet.
     Finished = "finished",
+    /// Participant: some parts of a snapshot are about to be sent.
+    SnapshotParts = "snapshot-parts",
+    /// Participant: a shard's newcomers have all that it has, and its voters are not changed yet.
+    BeforeChange = "before-change",
+    /// Participant: a shard's voters are changed, and the coordinators do not know yet.
+    BeforeMoved = "before-moved",
     /// Any server: the log is about to be written and synced. To hold it is to stall the disk.
     LogSync = "log-sync",
 }
@@ -168,6 +200,10 @@ pub enum Response {
     Coordinator(CoordinatorStatus),
     /// Of a participant.
     Participant(ParticipantStatus),
+    /// To `Overview`.
+    Overview(Overview),
+    /// To `Node`: it is in the map.
+    NodeChanged,
     /// To `InDoubt`: by age.
     InDoubt(Vec<InDoubt>),
     /// To `Txn`.
@@ -184,7 +220,7 @@ pub enum Response {
 }
 
 /// A transaction that is prepared at a shard.
-#[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct InDoubt {
     /// The transaction.
     pub txn: TxnId,

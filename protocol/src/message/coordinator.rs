@@ -3,7 +3,9 @@
 #![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use crate::cluster_map::{ClusterMap, Node};
-use crate::id::{Epoch, FolderId, MapEpoch, ParticipantId, TxnId};
+use crate::id::{Epoch, FolderId, MapEpoch, NodeId, ParticipantId, ShardId, TxnId};
+use crate::message::overview::NodeReport;
+use crate::message::raft::LogId;
 use crate::message::txn::{Outcome, Part};
 use crate::timestamp::Timestamp;
 
@@ -38,8 +40,22 @@ pub enum Request {
         node: Node,
         /// Where it keeps what it promised.
         folder: FolderId,
-        /// The version of the map that it has; it is not sent again.
+        /// The version of the map that it has; it is not sent again. If there is no newer one, the answer
+        /// waits for one for a while.
         known: MapEpoch,
+        /// How its replicas are.
+        report: NodeReport,
+    },
+    /// A shard that was on its way has arrived: its leader says so until the map does.
+    Moved {
+        /// The shard.
+        shard: ShardId,
+        /// Its replicas now.
+        voters: Vec<NodeId>,
+        /// The entry of its log that made them so; it is committed.
+        formed: LogId,
+        /// Bytes of keys and values that this leader sent for it.
+        bytes: u64,
     },
     /// A shard asks about transactions that it has prepared and heard nothing of.
     Resolve {
@@ -83,6 +99,8 @@ pub enum Response {
     Map(ClusterMap),
     /// To `Map` and `Register`: the asker has the newest version.
     MapUnchanged,
+    /// To `Moved`: it is in the map.
+    Noted,
     /// To `Resolve`: for each transaction, in order.
     Resolved {
         /// The leader that answers.

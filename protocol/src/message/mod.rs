@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod coordinator;
+pub mod overview;
 pub mod raft;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -62,9 +63,9 @@ impl Request {
                 | coordinator::Request::WhoLeads
                 | coordinator::Request::Map { .. } => true,
                 coordinator::Request::Commit(_) | coordinator::Request::Outcome { .. } => !role.is_server(),
-                coordinator::Request::Register { .. } | coordinator::Request::Resolve { .. } => {
-                    role == Role::Participant
-                }
+                coordinator::Request::Register { .. }
+                | coordinator::Request::Moved { .. }
+                | coordinator::Request::Resolve { .. } => role == Role::Participant,
             },
             Request::Shard { request, .. } => match request {
                 shard::Request::Read { .. } | shard::Request::Scan { .. } | shard::Request::WhoLeads => true,
@@ -79,8 +80,9 @@ impl Request {
                 crate::GroupId::Shard(_) => role == Role::Participant,
             },
             Request::Admin(request) => match request {
-                admin::Request::Status => true,
-                admin::Request::InDoubt
+                admin::Request::Status | admin::Request::Overview => true,
+                admin::Request::Node { .. }
+                | admin::Request::InDoubt
                 | admin::Request::Txn { .. }
                 | admin::Request::Resolve { .. }
                 | admin::Request::Switchover { .. }
@@ -99,6 +101,7 @@ impl Request {
                 coordinator::Request::Outcome { .. } => "Outcome",
                 coordinator::Request::Map { .. } => "Map",
                 coordinator::Request::Register { .. } => "Register",
+                coordinator::Request::Moved { .. } => "Moved",
                 coordinator::Request::Resolve { .. } => "Resolve",
             },
             Request::Shard { request, .. } => match request {
@@ -114,6 +117,8 @@ impl Request {
             Request::Raft(_) => "Raft",
             Request::Admin(request) => match request {
                 admin::Request::Status => "Status",
+                admin::Request::Overview => "Overview",
+                admin::Request::Node { .. } => "Node",
                 admin::Request::InDoubt => "InDoubt",
                 admin::Request::Txn { .. } => "Txn",
                 admin::Request::Resolve { .. } => "ResolveByHand",

@@ -59,8 +59,29 @@ pub enum Body {
         /// What the successor must have in its log.
         last: Option<LogId>,
     },
-    /// A piece of a snapshot.
-    Snapshot {
+    /// Parts of a snapshot that the receiver may have already; compares, and changes nothing.
+    SnapshotOffer {
+        /// The leader's vote.
+        vote: Vote,
+        /// Tells this transfer from others.
+        transfer: u64,
+        /// The transfer begins; what is offered is its first.
+        begin: bool,
+        /// In order, from where the last offer or parts ended; may be empty.
+        offers: Vec<Offer>,
+    },
+    /// Parts of a snapshot: those of the last offer that were wanted, in order; or, where the receiver
+    /// has nothing, those that follow.
+    SnapshotParts {
+        /// The leader's vote.
+        vote: Vote,
+        /// Tells this transfer from others.
+        transfer: u64,
+        /// In order.
+        parts: Vec<Part>,
+    },
+    /// All of a snapshot was sent: it becomes the state.
+    SnapshotEnd {
         /// The leader's vote.
         vote: Vote,
         /// The last entry that the snapshot contains.
@@ -69,13 +90,45 @@ pub enum Body {
         membership: StoredMembership,
         /// Tells this transfer from others.
         transfer: u64,
-        /// Position of this piece, from 0 without a gap.
-        sequence: u64,
-        /// Keys and values, as the state machine wrote them.
-        chunk: Bytes,
-        /// This is the last piece; the answer says whether the snapshot was installed.
-        done: bool,
     },
+}
+
+/// A range of the keys of a state machine.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Bounds {
+    /// Which of the machine's spans, by its place.
+    pub span: u16,
+    /// The first key.
+    pub from: Bytes,
+    /// The first key after the last.
+    pub to: Bytes,
+}
+
+/// A part of a snapshot, without what is in it.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Offer {
+    /// Which keys.
+    pub bounds: Bounds,
+    /// xxh3 (128 bits, big-endian) over the keys and values.
+    pub hash: [u8; 16],
+}
+
+/// A part of a snapshot.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Part {
+    /// Which keys; the receiver has nothing else within them afterwards.
+    pub bounds: Bounds,
+    /// In order of keys.
+    pub pairs: Vec<Pair>,
+}
+
+/// A key and its value, as the state machine wrote them.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Pair {
+    /// The key.
+    pub key: Bytes,
+    /// The value.
+    pub value: Bytes,
 }
 
 /// The answer of a member.
@@ -97,9 +150,16 @@ pub enum Response {
         /// It will.
         accepted: bool,
     },
-    /// To `Snapshot`, before the last piece: go on.
-    SnapshotContinue,
-    /// To the last piece of a `Snapshot`: installed, or the receiver follows a newer vote.
+    /// To `SnapshotOffer`.
+    SnapshotWanted {
+        /// Which of the offers differ from what is there, by their places.
+        wanted: Vec<u32>,
+        /// There is nothing at all behind them: what follows need not be offered.
+        rest_is_empty: bool,
+    },
+    /// To `SnapshotParts`: go on.
+    SnapshotStored,
+    /// To `SnapshotEnd`: installed; and to any of them: the receiver follows a newer vote.
     SnapshotDone {
         /// The newest vote that the receiver has seen.
         vote: Vote,
@@ -131,7 +191,9 @@ pub struct Vote {
 }
 
 /// The place of an entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 pub struct LogId {
     /// The term of the leader that proposed it.
     pub term: u64,

@@ -2,11 +2,14 @@
 
 use bytes::Bytes;
 
+use crate::message::overview::{
+    Election, MoveStage, Moving, NodeReport, NodeView, Overview, Second, ShardReport,
+};
 use crate::message::txn::{Cause, Outcome, Part, RangeCheck, ReadCheck, Work, Write};
 use crate::message::{Request, Response, admin, coordinator, raft, shard};
 use crate::{
-    ClientId, ClusterId, ClusterMap, Epoch, FolderId, GroupId, KeyRange, MapEpoch, Node, NodeId,
-    ParticipantId, Reject, ShardId, Timestamp, TxnId,
+    ClientId, ClusterId, ClusterMap, Epoch, FolderId, GroupId, KeyRange, MapEpoch, Move, Node, NodeId,
+    NodeState, ParticipantId, Reject, ShardId, Timestamp, TxnId,
 };
 
 const TXN: TxnId = TxnId { start: Timestamp(0x0102_0304_0506_0708), client: ClientId(0xc0ff_eec0_ffee_c0ff) };
@@ -45,7 +48,53 @@ fn of_raft(body: raft::Body) -> Request {
 }
 
 fn node() -> Node {
-    Node { id: NodeId(1), address: "node-1.example:7450".into(), zone: "north".into(), weight: 2 }
+    Node {
+        id: NodeId(1),
+        address: "node-1.example:7450".into(),
+        zone: "north".into(),
+        weight: 2,
+        state: NodeState::Active,
+    }
+}
+
+fn bounds() -> raft::Bounds {
+    raft::Bounds { span: 1, from: Bytes::from_static(b"a"), to: Bytes::from_static(b"c") }
+}
+
+fn report() -> NodeReport {
+    NodeReport {
+        shards: vec![ShardReport {
+            shard: ShardId(7),
+            serving: true,
+            lead: 1,
+            prepared: 2,
+            locks: 3,
+            waiting: 4,
+            bytes: 5,
+            moving: Some(Moving {
+                stage: MoveStage::Copying,
+                sent: 6,
+                known: 7,
+                permille: Some(8),
+                taken_ms: 9,
+            }),
+        }],
+        in_doubt: Vec::new(),
+    }
+}
+
+fn map() -> ClusterMap {
+    ClusterMap {
+        cluster: ClusterId([7; 16]),
+        epoch: MapEpoch(8),
+        shards: 2,
+        replicas: 1,
+        coordinators: vec![node()],
+        nodes: vec![node(), node()],
+        placement: vec![vec![NodeId(1)], vec![]],
+        formed: vec![LAST, None],
+        moves: vec![Move { shard: ShardId(1), to: vec![NodeId(2)] }],
+    }
 }
 
 const VOTE: raft::Vote = raft::Vote { term: 4, node: NodeId(1), committed: true };
@@ -82,6 +131,13 @@ pub fn requests() -> Vec<Request> {
             node: node(),
             folder: FolderId(5),
             known: MapEpoch(8),
+            report: report(),
+        }),
+        Request::Coordinator(coordinator::Request::Moved {
+            shard: ShardId(7),
+            voters: vec![NodeId(1), NodeId(2)],
+            formed: raft::LogId { term: 4, index: 99 },
+            bytes: 1000,
         }),
         Request::Coordinator(coordinator::Request::Resolve { txns: vec![TXN; 3] }),
         of_shard(shard::Request::Read { at: Timestamp(9), keys: vec!["a".into(), "".into()] }),
@@ -115,16 +171,35 @@ pub fn requests() -> Vec<Request> {
         of_raft(raft::Body::Vote { vote: VOTE, last: LAST, leadership_transfer: true }),
         of_raft(raft::Body::PreVote { vote: VOTE, last: None }),
         of_raft(raft::Body::TransferLeader { vote: VOTE, to: NodeId(2), last: LAST }),
-        of_raft(raft::Body::Snapshot {
+        of_raft(raft::Body::SnapshotOffer {
+            vote: VOTE,
+            transfer: 5,
+            begin: true,
+            offers: vec![raft::Offer { bounds: bounds(), hash: [9; 16] }],
+        }),
+        of_raft(raft::Body::SnapshotParts {
+            vote: VOTE,
+            transfer: 5,
+            parts: vec![raft::Part {
+                bounds: bounds(),
+                pairs: vec![raft::Pair {
+                    key: Bytes::from_static(b"b"),
+                    value: Bytes::from_static(b"value"),
+                }],
+            }],
+        }),
+        of_raft(raft::Body::SnapshotEnd {
             vote: VOTE,
             last: LAST,
             membership: raft::StoredMembership { set_by: LAST, membership },
             transfer: 5,
-            sequence: 6,
-            chunk: Bytes::from_static(b"chunk"),
-            done: true,
         }),
         Request::Admin(admin::Request::Status),
+        Request::Admin(admin::Request::Overview),
+        Request::Admin(admin::Request::Node {
+            node: NodeId(4),
+            change: admin::NodeChange::Admit { weight: Some(2), zone: Some("south".into()) },
+        }),
         Request::Admin(admin::Request::InDoubt),
         Request::Admin(admin::Request::Txn { txn: TXN }),
         Request::Admin(admin::Request::Resolve {
@@ -144,22 +219,14 @@ pub fn requests() -> Vec<Request> {
 
 /// One response of every kind.
 pub fn responses() -> Vec<Response> {
-    let map = ClusterMap {
-        cluster: ClusterId([7; 16]),
-        epoch: MapEpoch(8),
-        shards: 2,
-        replicas: 1,
-        coordinators: vec![node()],
-        nodes: vec![node(), node()],
-        placement: vec![vec![NodeId(1)], vec![]],
-    };
     let commit_ts = Timestamp(10);
     let coordinator = [
         coordinator::Response::Timestamps { first: commit_ts, epoch: Epoch(3) },
         coordinator::Response::Outcome(Outcome::Committed { commit_ts }),
         coordinator::Response::Expired,
-        coordinator::Response::Map(map),
+        coordinator::Response::Map(map()),
         coordinator::Response::MapUnchanged,
+        coordinator::Response::Noted,
         coordinator::Response::Resolved {
             epoch: Epoch(3),
             resolutions: vec![
@@ -206,7 +273,8 @@ pub fn responses() -> Vec<Response> {
         raft::Response::Append(raft::Appended::HigherVote(VOTE)),
         raft::Response::Vote { vote: VOTE, granted: true, last: LAST },
         raft::Response::TransferLeader { accepted: true },
-        raft::Response::SnapshotContinue,
+        raft::Response::SnapshotWanted { wanted: vec![0, 2], rest_is_empty: true },
+        raft::Response::SnapshotStored,
         raft::Response::SnapshotDone { vote: VOTE },
     ];
     let admin = [
@@ -240,6 +308,22 @@ pub fn responses() -> Vec<Response> {
             }],
         }),
     ];
+    let overview = Overview {
+        at_ms: 1,
+        leader: NodeId(1),
+        epoch: Epoch(3),
+        map: map(),
+        target: vec![vec![NodeId(1)]],
+        nodes: vec![NodeView { id: NodeId(1), seen_ms: Some(5), report: report() }],
+        move_ages_ms: vec![(ShardId(1), 7)],
+        moved_shards: 8,
+        moved_bytes: 9,
+        in_flight: 10,
+        unfinished: 11,
+        history: vec![Second { at_ms: 1, committed: 2, aborted: 3, shed: 4, p50_us: 5, p99_us: 6 }],
+        elections: vec![Election { at_ms: 1, shard: Some(ShardId(1)), node: NodeId(2) }],
+    };
+    let overviews = [admin::Response::Overview(overview), admin::Response::NodeChanged];
     let rejects = [
         Reject::NotLeader { leader: Some(NodeId(2)) },
         Reject::Deposed,
@@ -247,6 +331,7 @@ pub fn responses() -> Vec<Response> {
         Reject::StaleMap { epoch: MapEpoch(8) },
         Reject::Overloaded { retry_after_millis: 20 },
         Reject::NodeTaken { node: NodeId(1), address: "host:1".into() },
+        Reject::NodeRemoved { node: NodeId(1) },
         Reject::DeadlineExceeded,
         Reject::Blocked { key: "a".into(), by: TXN },
         Reject::ShuttingDown,
@@ -265,6 +350,7 @@ pub fn responses() -> Vec<Response> {
         .chain(causes.map(aborted).map(Response::Shard))
         .chain(raft.into_iter().map(Response::Raft))
         .chain(admin.into_iter().map(Response::Admin))
+        .chain(overviews.into_iter().map(Response::Admin))
         .chain(rejects.into_iter().map(Response::Rejected))
         .collect()
 }

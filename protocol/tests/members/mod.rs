@@ -12,7 +12,8 @@ use troth_protocol::net::memory::Network;
 use troth_protocol::net::{BoxFuture, Identity, Peer, Role, Service};
 use troth_protocol::routing::{Resend, RouteError, Router};
 use troth_protocol::{
-    ClientId, ClusterId, ClusterMap, Epoch, MapEpoch, Node, NodeId, Reject, ShardId, Timestamp, TxnId,
+    ClientId, ClusterId, ClusterMap, Epoch, MapEpoch, Node, NodeId, NodeState, Reject, ShardId, Timestamp,
+    TxnId,
 };
 
 /// What a member does with one request.
@@ -116,6 +117,7 @@ pub fn map(epoch: u64, nodes: &[u64], coordinators: &[u64]) -> ClusterMap {
             address: format!("{letter}{id}"),
             zone: String::new(),
             weight: 1,
+            state: NodeState::Active,
         }
     };
     ClusterMap {
@@ -126,6 +128,8 @@ pub fn map(epoch: u64, nodes: &[u64], coordinators: &[u64]) -> ClusterMap {
         coordinators: coordinators.iter().map(member('c')).collect(),
         nodes: nodes.iter().map(member('n')).collect(),
         placement: vec![nodes.iter().map(|&id| NodeId(id)).collect()],
+        formed: vec![None],
+        moves: Vec::new(),
     }
 }
 

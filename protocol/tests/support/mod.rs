@@ -111,14 +111,14 @@ impl Service for Script {
     fn handle(&self, _: &Identity, request: Request, _: Instant) -> BoxFuture<'static, Response> {
         let mut gate = self.gate.subscribe();
         if let Request::Raft(request) = &request
-            && let raft::Body::Snapshot { sequence, .. } = request.body
+            && let raft::Body::SnapshotOffer { transfer: number, .. } = request.body
         {
-            self.raft.lock().push(sequence);
+            self.raft.lock().push(number);
         }
         Box::pin(async move {
             match request {
                 Request::Shard { request, .. } => answer(request, &mut gate).await,
-                Request::Raft(_) => Response::Raft(raft::Response::SnapshotContinue),
+                Request::Raft(_) => Response::Raft(raft::Response::SnapshotStored),
                 other => panic!("nobody asks {} here", other.name()),
             }
         })
@@ -174,21 +174,13 @@ pub fn of_shard(request: shard::Request) -> Request {
 }
 
 /// A Raft message with a number.
-pub fn numbered(sequence: u64) -> Request {
+pub fn numbered(number: u64) -> Request {
     let vote = raft::Vote { term: 1, node: NodeId(1), committed: true };
     Request::Raft(raft::Request {
         group: GroupId::Shard(ShardId(0)),
         from: NodeId(1),
         to: NodeId(2),
-        body: raft::Body::Snapshot {
-            vote,
-            last: None,
-            membership: raft::StoredMembership::default(),
-            transfer: 0,
-            sequence,
-            chunk: Bytes::new(),
-            done: false,
-        },
+        body: raft::Body::SnapshotOffer { vote, transfer: number, begin: false, offers: Vec::new() },
     })
 }
 

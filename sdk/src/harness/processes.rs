@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::Role;
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::layout::{Layout, LayoutError, Plan};
+use crate::layout::{Layout, LayoutError, Newcomer, Plan};
 use crate::operator::Operator;
 
 /// Something about the processes failed.
@@ -69,6 +69,22 @@ pub struct Process {
 }
 
 impl Process {
+    fn new(folder: &Path, binaries: &Path, role: Role, id: usize) -> Result<Process, ProcessError> {
+        let program = binaries.join(format!("troth-{role}"));
+        if !program.exists() {
+            return Err(ProcessError::NoBinary { path: program });
+        }
+        let name = format!("{role}-{id}");
+        let config = folder.join(format!("{name}.toml"));
+        let log = folder.join("logs").join(format!("{name}.log"));
+        Ok(Process { name, program, config, log, child: None })
+    }
+
+    /// Its configuration file, to be changed before it is started.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -188,6 +204,7 @@ pub fn cpu_of(pid: u32) -> Duration {
 /// A cluster of processes.
 pub struct Processes {
     layout: Layout,
+    binaries: PathBuf,
     addresses: Vec<String>,
     /// The coordinators.
     pub coordinators: Vec<Process>,
@@ -213,25 +230,35 @@ impl Processes {
         })?;
         let logs = folder.join("logs");
         fs::create_dir_all(&logs).map_err(failed(format!("cannot make {}", logs.display())))?;
-        let process = |role: Role, id: usize| {
-            let program = binaries.join(format!("troth-{role}"));
-            if !program.exists() {
-                return Err(ProcessError::NoBinary { path: program });
-            }
-            let name = format!("{role}-{id}");
-            let config = folder.join(format!("{name}.toml"));
-            let log = logs.join(format!("{name}.log"));
-            Ok(Process { name, program, config, log, child: None })
-        };
         let all = |role: Role, count: u16| -> Result<Vec<Process>, ProcessError> {
-            (1..=count.into()).map(|id| process(role, id)).collect()
+            (1..=count.into()).map(|id| Process::new(folder, binaries, role, id)).collect()
         };
         Ok(Processes {
             coordinators: all(Role::Coordinator, shape.coordinators)?,
             participants: all(Role::Participant, shape.nodes)?,
             addresses: coordinators.to_vec(),
+            binaries: binaries.to_owned(),
             layout,
         })
+    }
+
+    /// Lays out one more participant. It is not started, and not on the ring.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn add_participant(&mut self) -> Result<&mut Process, ProcessError> {
+        let id = self.participants.len() + 1;
+        let port = free_ports(1).map_err(failed("cannot find a free port"))?[0];
+        self.layout.add_participant(&Newcomer {
+            id: id as u64,
+            listen: format!("127.0.0.1:{port}"),
+            coordinators: self.addresses.clone(),
+            zone: String::new(),
+            weight: 1,
+        })?;
+        let process = Process::new(self.layout.folder(), &self.binaries, Role::Participant, id)?;
+        self.participants.push(process);
+        Ok(self.participants.last_mut().expect("pushed just now"))
     }
 
     /// Starts all processes.

@@ -1,6 +1,7 @@
 //! Performs what a shard wants done: proposes to its group, reads its versions, answers, and asks
 //! the coordinator.
 
+mod moving;
 mod operator;
 mod reading;
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -57,6 +59,8 @@ struct Inner {
     next_read: AtomicU64,
     /// The newest timestamp that a coordinator has shown.
     newest_known: AtomicU64,
+    /// The move that this leader is at.
+    moving: Mutex<Option<moving::Underway>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -88,12 +92,14 @@ impl Shard {
             clock: clock.clone(),
             next_read: AtomicU64::new(0),
             newest_known: AtomicU64::new(0),
+            moving: Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
         inner.tasks.spawn(inner.clone().follow_leadership());
         inner.tasks.spawn(inner.clone().drive());
         inner.tasks.spawn(inner.clone().watch_the_disk());
+        inner.tasks.spawn(inner.clone().follow_moves());
         Ok(Shard { inner })
     }
 

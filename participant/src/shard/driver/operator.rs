@@ -3,6 +3,7 @@
 use std::io;
 
 use troth_protocol::message::admin::{InDoubt, ShardStatus, TxnAtShard};
+use troth_protocol::message::overview::ShardReport;
 use troth_protocol::message::shard::Decision;
 use troth_protocol::message::txn::Outcome;
 use troth_protocol::{Reject, Timestamp, TxnId};
@@ -11,7 +12,7 @@ use troth_replication::Leadership;
 use super::Shard;
 use crate::shard::command::Command;
 use crate::shard::leader::Leader;
-use crate::shard::machine::StoredView;
+use crate::shard::machine::{StoredView, spans};
 use crate::shard::state::{Prepared, View as _};
 
 /// Transactions in doubt that one answer names.
@@ -37,6 +38,14 @@ impl Shard {
             locks: core.state.locks().len() as u64,
             waiting: core.leader.as_ref().map_or(0, Leader::waiting) as u64,
         }
+    }
+
+    /// How it is, for a sign of life.
+    pub fn report(&self) -> ShardReport {
+        let inner = &self.inner;
+        let ShardStatus { shard, serving, lead, prepared, locks, waiting, .. } = self.status();
+        let bytes = inner.store.size(&spans(shard));
+        ShardReport { shard, serving, lead, prepared, locks, waiting, bytes, moving: inner.progress() }
     }
 
     /// The transactions that are prepared here, if this replica leads; by age.

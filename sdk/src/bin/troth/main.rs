@@ -4,8 +4,10 @@ mod cluster;
 mod demo;
 mod dev;
 mod keys;
+mod node;
 mod operate;
 mod output;
+mod ring;
 mod script;
 mod setup;
 mod status;
@@ -64,8 +66,13 @@ enum Command {
     Txn(script::Options),
     /// Show how the servers are.
     Status,
-    /// Show which nodes hold which shards.
-    Ring,
+    /// Show which nodes hold which shards, and how far those are that move; or what would move.
+    Ring(ring::Options),
+    /// Show the shards that move: how much of each has arrived, and how long the rest will take.
+    Moves(ring::MovesOptions),
+    /// Put participants on the ring, drain them, remove them, or list them.
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Hand the leadership of the coordinators to another one, without a failed transaction.
     Switchover(operate::SwitchoverOptions),
 }
@@ -97,7 +104,9 @@ async fn main() -> ExitCode {
         Command::Txn(script::Options { command: Some(command), .. }) => operate::txn(&context, command).await,
         Command::Txn(options) => script::run(&context, options).await,
         Command::Status => status::status(&context).await,
-        Command::Ring => status::ring(&context).await,
+        Command::Ring(options) => ring::ring(&context, options).await,
+        Command::Moves(options) => ring::moves(&context, options).await,
+        Command::Node(command) => node::run(&context, command).await,
         Command::Switchover(options) => operate::switchover(&context, options).await,
     };
     match result {

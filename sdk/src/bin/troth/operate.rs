@@ -119,12 +119,6 @@ async fn operator(context: &Context, whom: &Whom) -> Result<Operator, Failure> {
     Ok(operator)
 }
 
-impl From<OperatorError> for Failure {
-    fn from(error: OperatorError) -> Failure {
-        Failure::new(EXIT_FAILED, error)
-    }
-}
-
 /// `troth txn list|show|resolve`.
 pub async fn txn(context: &Context, command: TxnCommand) -> Result<(), Failure> {
     let whom = match &command {

@@ -1,4 +1,4 @@
-//! `troth status` and `troth ring`: how the cluster is.
+//! `troth status`: how the servers are.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,8 @@ fn json_status(answers: &ClusterStatus) -> serde_json::Value {
         .iter()
         .map(|(node, told)| match told {
             Ok(status) => json!({
-                "id": node.id.0, "address": node.address, "zone": node.zone, "weight": node.weight, "up": true,
+                "id": node.id.0, "address": node.address, "zone": node.zone, "weight": node.weight,
+                "state": node.state.name(), "up": true,
                 "version": status.version, "map_epoch": status.map_epoch.0,
                 "shards": status.shards.iter().map(shard).collect::<Vec<_>>(),
             }),
@@ -111,68 +112,4 @@ fn print_status(answers: &ClusterStatus) -> Result<(), Failure> {
     };
     let rows: Vec<_> = answers.participants.iter().map(participant).collect();
     table(&["PARTICIPANT", "ADDRESS", "SHARDS LED", "PREPARED", "LOCKS", "WAITING", "LAST SEEN"], &rows)
-}
-
-/// Shows which nodes hold which shards, and who leads them.
-pub async fn ring(context: &Context) -> Result<(), Failure> {
-    let client = context.connect().await?;
-    let answers = client.operator().status().await;
-    let map = client.map();
-    client.close().await;
-    let leaders: BTreeMap<u16, NodeId> =
-        answers.serving().into_iter().map(|(shard, node)| (shard.0, node)).collect();
-    if context.json {
-        let shards: Vec<_> = (0..map.shards)
-            .map(|shard| {
-                let replicas = map.placement.get(usize::from(shard)).cloned().unwrap_or_default();
-                json!({
-                    "shard": shard,
-                    "replicas": replicas.iter().map(|node| node.0).collect::<Vec<_>>(),
-                    "leader": leaders.get(&shard).map(|leader| leader.0),
-                })
-            })
-            .collect();
-        let nodes: Vec<_> = map
-            .nodes
-            .iter()
-            .map(|node| json!({ "id": node.id.0, "address": node.address, "zone": node.zone, "weight": node.weight }))
-            .collect();
-        return line(json!({
-            "cluster": map.cluster.to_string(), "map_epoch": map.epoch.0, "replicas": map.replicas,
-            "nodes": nodes, "shards": shards,
-        }));
-    }
-    line(format!(
-        "cluster {}, map {}: {} shards, {} replicas",
-        map.cluster, map.epoch, map.shards, map.replicas
-    ))?;
-    line("")?;
-    let held = |node: NodeId| map.placement.iter().filter(|replicas| replicas.contains(&node)).count();
-    let led = |node: NodeId| leaders.values().filter(|leader| **leader == node).count();
-    let nodes: Vec<_> = map
-        .nodes
-        .iter()
-        .map(|node| {
-            let zone = if node.zone.is_empty() { "-" } else { &node.zone };
-            vec![
-                node.id.to_string(),
-                node.address.clone(),
-                zone.to_owned(),
-                node.weight.to_string(),
-                held(node.id).to_string(),
-                led(node.id).to_string(),
-            ]
-        })
-        .collect();
-    table(&["NODE", "ADDRESS", "ZONE", "WEIGHT", "SHARDS", "LEADS"], &nodes)?;
-    line("")?;
-    let shards: Vec<_> = (0..map.shards)
-        .map(|shard| {
-            let replicas = map.placement.get(usize::from(shard)).cloned().unwrap_or_default();
-            let replicas: Vec<String> = replicas.iter().map(NodeId::to_string).collect();
-            let leader = leaders.get(&shard).map_or("none".into(), NodeId::to_string);
-            vec![shard.to_string(), replicas.join(" "), leader]
-        })
-        .collect();
-    table(&["SHARD", "REPLICAS", "LEADER"], &shards)
 }
