@@ -37,5 +37,5 @@ pub use log::LogWriter;
 pub use machine::{Batch, Committed, Machine, Span};
 pub use network::Directory;
 pub use rocks::{Family, OpenError, Reach, Store, StoreError, families};
-pub use snapshot::outgoing::{Throttle, TransferProgress};
+pub use snapshot::outgoing::{SnapshotBytes, Throttle, TransferProgress};
 pub use snapshot::{erase, is_known};

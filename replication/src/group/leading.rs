@@ -43,6 +43,8 @@ pub enum Leadership {
 pub struct Follower {
     /// Which.
     pub node: NodeId,
+    /// The last entry that it is known to have; `None`: it is not known to have any.
+    pub matched: Option<u64>,
     /// Entries that it does not have yet.
     pub behind: u64,
     /// Since when nothing was heard of it; `None`: since it is led from here.
@@ -92,6 +94,7 @@ impl<M: Machine> Group<M> {
         let last = now.last_log_index.unwrap_or(0);
         let follower = |(node, matched): (&u64, &Option<types::LogId>)| Follower {
             node: NodeId(*node),
+            matched: matched.as_ref().map(|matched| matched.index),
             behind: last.saturating_sub(matched.as_ref().map_or(0, |matched| matched.index)),
             silent: heard.get(node).copied().flatten().map(|heard| heard.elapsed()),
         };

@@ -35,7 +35,7 @@ use crate::machine::Machine;
 use crate::network::{Directory, Network};
 use crate::rocks::Store;
 use crate::snapshot::incoming::{Session, Site};
-use crate::snapshot::outgoing::{Outgoing, Throttle, TransferProgress};
+use crate::snapshot::outgoing::{Outgoing, SnapshotBytes, Throttle, TransferProgress};
 use crate::types::{Command, Types};
 
 /// How patient the members of a group are with each other.
@@ -337,9 +337,9 @@ impl<M: Machine> Group<M> {
         self.inner.outgoing.progress()
     }
 
-    /// Bytes of keys and values that were sent in snapshots since the start of the process.
-    pub fn snapshot_bytes_sent(&self) -> u64 {
-        self.inner.outgoing.sent_total()
+    /// Bytes of all snapshots that have left since the start of the process.
+    pub fn snapshot_bytes(&self) -> SnapshotBytes {
+        self.inner.outgoing.totals()
     }
 
     /// Stops this member. What was acknowledged stays.

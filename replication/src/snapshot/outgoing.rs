@@ -198,11 +198,21 @@ pub struct TransferProgress {
     pub taken: Duration,
 }
 
+/// Bytes of keys and values in snapshots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SnapshotBytes {
+    /// Those that were sent.
+    pub sent: u64,
+    /// Those that the receiver had from before.
+    pub known: u64,
+}
+
 /// The snapshots of a group that are on their way out, and all that have been.
 #[derive(Default)]
 pub(crate) struct Outgoing {
     next: AtomicU64,
     sent_total: AtomicU64,
+    known_total: AtomicU64,
     transfers: Mutex<BTreeMap<u64, Underway>>,
 }
 
@@ -235,9 +245,11 @@ impl Outgoing {
         transfers.values().map(told).collect()
     }
 
-    /// Bytes sent by all transfers since the start of the process.
-    pub(crate) fn sent_total(&self) -> u64 {
-        self.sent_total.load(Ordering::Relaxed)
+    /// Bytes that all transfers since the start of the process have sent, and those that they needed not
+    /// send.
+    pub(crate) fn totals(&self) -> SnapshotBytes {
+        let of = |total: &AtomicU64| total.load(Ordering::Relaxed);
+        SnapshotBytes { sent: of(&self.sent_total), known: of(&self.known_total) }
     }
 }
 
@@ -251,6 +263,7 @@ impl OnItsWay {
     /// Notes that a piece is done: how much of it was sent, and how much the receiver knew.
     pub(crate) fn advance(&self, sent: usize, known: usize, share: Option<f64>) {
         self.outgoing.sent_total.fetch_add(sent as u64, Ordering::Relaxed);
+        self.outgoing.known_total.fetch_add(known as u64, Ordering::Relaxed);
         if let Some(underway) = self.outgoing.transfers.lock().get_mut(&self.id) {
             underway.progress.sent += sent as u64;
             underway.progress.known += known as u64;

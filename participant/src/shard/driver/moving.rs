@@ -21,7 +21,7 @@ use troth_protocol::message::coordinator::Request;
 use troth_protocol::message::overview::{MoveStage, Moving};
 use troth_protocol::routing::{Resend, RouteError};
 use troth_protocol::{ClusterMap, Move, NodeId, fault};
-use troth_replication::{Follower, Leadership, ProposeError};
+use troth_replication::{Follower, Leadership, ProposeError, SnapshotBytes};
 
 use super::{ASK_TIMEOUT, Inner};
 
@@ -40,7 +40,7 @@ pub(super) struct Underway {
     stage: MoveStage,
     began: Instant,
     /// Bytes that had left in snapshots before it began.
-    sent_before: u64,
+    before: SnapshotBytes,
 }
 
 /// What is missing could not be done now.
@@ -87,9 +87,9 @@ impl Inner {
 
     /// Does what is missing until nothing is.
     async fn carry_out(&self, step: &Move) {
-        let sent_before = self.group.snapshot_bytes_sent();
+        let before = self.group.snapshot_bytes();
         let began = Instant::now();
-        *self.moving.lock() = Some(Underway { stage: MoveStage::Joining, began, sent_before });
+        *self.moving.lock() = Some(Underway { stage: MoveStage::Joining, began, before });
         loop {
             match self.advance(step).await {
                 Ok(true) => return,
@@ -141,7 +141,11 @@ impl Inner {
         }
         let followers = group.followers();
         let follower = |node: &NodeId| followers.iter().find(|follower| follower.node == *node);
-        let ready = |follower: &Follower| follower.answers() && follower.behind <= BEHIND_MAX;
+        // Who has the entry that took it in has all that the shard had then.
+        let taken_in = members.set_by.map(|id| id.index);
+        let ready = |follower: &Follower| {
+            follower.answers() && follower.matched >= taken_in && follower.behind <= BEHIND_MAX
+        };
         if !newcomers.clone().all(|node| follower(node).is_some_and(ready)) {
             let copying = !group.transfers().is_empty();
             self.stage(if copying { MoveStage::Copying } else { MoveStage::CatchingUp });
@@ -177,8 +181,8 @@ impl Inner {
     }
 
     fn bytes_moved(&self) -> u64 {
-        let before = self.moving.lock().as_ref().map_or(0, |underway| underway.sent_before);
-        self.group.snapshot_bytes_sent().saturating_sub(before)
+        let before = self.moving.lock().as_ref().map_or(0, |underway| underway.before.sent);
+        self.group.snapshot_bytes().sent - before
     }
 
     /// How far this leader is, if the shard is on its way.
@@ -190,10 +194,11 @@ impl Inner {
             let mean = shares.iter().sum::<f64>() / shares.len() as f64;
             (mean * 1000.0) as u32
         });
+        let now = self.group.snapshot_bytes();
         Some(Moving {
             stage: underway.stage,
-            sent: self.group.snapshot_bytes_sent().saturating_sub(underway.sent_before),
-            known: transfers.iter().map(|transfer| transfer.known).sum(),
+            sent: now.sent - underway.before.sent,
+            known: now.known - underway.before.known,
             permille,
             taken_ms: underway.began.elapsed().as_millis() as u64,
         })
