@@ -18,7 +18,7 @@ use troth_sdk::harness::processes::{Processes, Shape, binaries};
 use troth_sdk::operator::Operator;
 
 /// How long anything may take that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Logs to the test's output what `RUST_LOG` asks for.
 pub fn logging() {

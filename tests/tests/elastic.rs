@@ -158,7 +158,8 @@ async fn until_moving(drill: &Drill, is: impl Fn(&Moving) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let overview = in_time(drill.operator.overview()).await;
-        let shards = overview.iter().flat_map(|overview| &overview.nodes).flat_map(|view| &view.report.shards);
+        let shards =
+            overview.iter().flat_map(|overview| &overview.nodes).flat_map(|view| &view.report.shards);
         let seen: Vec<Moving> = shards.filter_map(|shard| shard.moving).collect();
         if seen.iter().any(&is) {
             return;
