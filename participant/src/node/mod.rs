@@ -2,9 +2,9 @@
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | [`replicas`] | makes the node known, and starts and stops replicas as the map says |
-//! | [`sharing`] | gives leaderships to whom they belong |
-//! | [`retiring`] | gives up old versions and outcomes |
+//! | `replicas` | makes the node known, and starts and stops replicas as the map says |
+//! | `sharing` | gives leaderships to whom they belong |
+//! | `retiring` | gives up old versions and outcomes |
 
 mod replicas;
 mod retiring;
