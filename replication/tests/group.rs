@@ -1,170 +1,13 @@
 //! Groups on real RocksDB, over the in-memory network.
 
-use std::collections::BTreeSet;
-use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+mod support;
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout};
-use troth_protocol::message::{Request, Response};
+use support::*;
+use tokio::time::timeout;
 use troth_protocol::net::memory::Network;
-use troth_protocol::net::{BoxFuture, Identity, Peer, Role, Service};
-use troth_protocol::{ClusterId, GroupId, NodeId, ShardId};
-use troth_replication::{
-    Batch, Committed, Directory, Family, Group, GroupConfig, Leadership, LogWriter, Machine, ProposeError,
-    Span, StartError, Store, Timing,
-};
-
-const DATA: Family = Family("data");
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Keeps every command under its index, and answers how many there are.
-struct Journal {
-    store: Store,
-    group: u32,
-    count: u64,
-}
-
-impl Journal {
-    fn new(store: &Store, group: GroupId) -> Journal {
-        Journal { store: store.clone(), group: group.to_u32(), count: 0 }
-    }
-
-    fn span(group: u32) -> Span {
-        Span { family: DATA, start: group.to_be_bytes().to_vec(), end: (group + 1).to_be_bytes().to_vec() }
-    }
-}
-
-fn journal(store: &Store, group: GroupId) -> Vec<Vec<u8>> {
-    let span = Journal::span(group.to_u32());
-    let mut entries = Vec::new();
-    store
-        .scan(DATA, &span.start, &span.end, |_, value| {
-            entries.push(value.to_vec());
-            true
-        })
-        .expect("readable");
-    entries
-}
-
-impl Machine for Journal {
-    type Output = u64;
-
-    fn apply(
-        &mut self,
-        commands: &[(u64, &[u8])],
-        mut batch: Batch<'_>,
-    ) -> io::Result<(Vec<u64>, Committed)> {
-        let mut outputs = Vec::new();
-        for (index, command) in commands {
-            let key = [&self.group.to_be_bytes()[..], &index.to_be_bytes()].concat();
-            batch.put(DATA, &key, command);
-            self.count += 1;
-            outputs.push(self.count);
-        }
-        Ok((outputs, batch.commit()?))
-    }
-
-    fn spans(&self) -> Vec<Span> {
-        vec![Journal::span(self.group)]
-    }
-
-    fn reload(&mut self) -> io::Result<()> {
-        let span = Journal::span(self.group);
-        self.count = 0;
-        self.store.scan(DATA, &span.start, &span.end, |_, _| {
-            self.count += 1;
-            true
-        })?;
-        Ok(())
-    }
-}
-
-struct Addresses;
-
-impl Directory for Addresses {
-    fn peer(&self, _: GroupId, node: NodeId) -> Option<Peer> {
-        Some(address(node))
-    }
-}
-
-fn address(node: NodeId) -> Peer {
-    Peer::participant(&format!("node-{node}"))
-}
-
-struct Member(Group<Journal>);
-
-impl Service for Member {
-    fn handle(&self, _: &Identity, request: Request, _: Instant) -> BoxFuture<'static, Response> {
-        let group = self.0.clone();
-        Box::pin(async move {
-            let Request::Raft(request) = request else { panic!("only members talk here") };
-            group.step(request).await.map_or_else(Response::Rejected, Response::Raft)
-        })
-    }
-}
-
-const GROUP: GroupId = GroupId::Shard(ShardId(3));
-
-async fn start(
-    network: &Network,
-    store: &Store,
-    writer: &LogWriter,
-    group: GroupId,
-    node: u64,
-    members: &[u64],
-    log_entries_max: u64,
-) -> Result<Group<Journal>, StartError> {
-    let node = NodeId(node);
-    let identity =
-        Identity { cluster: ClusterId::default(), role: Role::Participant, name: node.to_string() };
-    let config = GroupConfig {
-        group,
-        node,
-        members: members.iter().copied().map(NodeId).collect::<BTreeSet<_>>(),
-        transport: network.transport(identity),
-        directory: Arc::new(Addresses),
-        timing: Timing {
-            heartbeat: Duration::from_millis(50),
-            election: Duration::from_millis(300),
-            ..Timing::default()
-        },
-        log_entries_max,
-        throttle: None,
-    };
-    let started = Group::start(config, store, writer, Journal::new(store, group)).await?;
-    network.serve(address(node), Arc::new(Member(started.clone())));
-    Ok(started)
-}
-
-fn open(folder: &std::path::Path) -> Store {
-    Store::open(folder, "a test", &[DATA]).expect("a fresh folder")
-}
-
-async fn leads(group: &Group<Journal>) {
-    let mut leadership = group.leadership();
-    let leads = leadership.wait_for(|role| matches!(role, Leadership::Leader { .. }));
-    timeout(PATIENCE, leads).await.expect("a leader in time").expect("the group runs");
-}
-
-async fn leader_of(groups: &[Group<Journal>]) -> usize {
-    let elected = groups.iter().map(|group| Box::pin(leads(group)));
-    futures_util::future::select_all(elected).await.1
-}
-
-fn command(number: u64) -> Bytes {
-    Bytes::from(format!("command {number}"))
-}
-
-async fn applied_everywhere(stores: &[Store], count: usize) {
-    let all = async {
-        while stores.iter().any(|store| journal(store, GROUP).len() < count) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, all).await.expect("all members apply in time");
-}
+use troth_protocol::{GroupId, NodeId, ShardId};
+use troth_replication::{LogWriter, ProposeError, Store};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_of_one_keeps_what_it_acknowledged() {
@@ -260,6 +103,7 @@ async fn a_member_that_is_far_behind_gets_a_snapshot() {
     for _ in 0..100 {
         groups[leader].propose(large.clone()).await.expect("it leads");
     }
+    eventually("the log is cut", || groups[leader].log_begins_at() > 50).await;
     let writer = LogWriter::start(&stores[2]);
     groups.push(start(&network, &stores[2], &writer, GROUP, 3, &[1, 2, 3], 20).await.expect("starts"));
     applied_everywhere(&stores[2..], 100).await;
