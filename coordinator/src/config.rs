@@ -81,6 +81,8 @@ pub struct ClusterSection {
 pub struct LimitsSection {
     /// Transactions in flight; more are refused as overload.
     pub in_flight: Option<usize>,
+    /// When half of the commits take longer than this, fewer transactions may begin; milliseconds.
+    pub commit_target_ms: Option<u64>,
     /// How old a transaction may grow; seconds.
     pub transaction_age_s: Option<u64>,
     /// How long outcomes stay answerable; seconds.
@@ -232,6 +234,12 @@ impl File {
                 return Err(source.error("limits.in_flight", "must be 1 or more"));
             }
             limits.in_flight_max = in_flight;
+        }
+        if let Some(millis) = self.limits.commit_target_ms {
+            if millis == 0 {
+                return Err(source.error("limits.commit_target_ms", "must be 1 or more"));
+            }
+            limits.commit_target = Duration::from_millis(millis);
         }
         limits.age_max = self.limits.transaction_age_s.map_or(TXN_AGE_MAX, Duration::from_secs);
         if limits.age_max.is_zero() || limits.age_max >= VERSION_RETENTION {

@@ -6,6 +6,7 @@
 //! | [`state`] | what the log leads to: ceiling, decisions, nodes, cluster map |
 //! | [`leader`] | what only the leader knows: transactions in flight, who waits for what |
 //! | [`oracle`], [`commit`], [`finish`], [`recovery`] | the leader's parts: time, votes, second phase, what earlier leaders left |
+//! | [`admission`] | who may begin, and who is told to come back later |
 //! | [`steward`] | where the shards should be, and which moves next |
 //! | [`machine`] | the state in RocksDB |
 //! | [`driver`] | performs: proposes, calls shards, answers |
@@ -14,6 +15,7 @@
 //!
 //! All but the last four rows are pure: they never read a clock, a socket or a disk.
 
+pub mod admission;
 pub mod command;
 pub mod commit;
 pub mod config;

@@ -287,9 +287,9 @@ impl Stage {
             }
             "now" => {
                 let now = self.now();
-                let first = self.leader.as_mut().expect("somebody leads").timestamps(now, 1);
+                let first = self.leader.as_mut().expect("somebody leads").timestamps(now, 1, None);
                 self.effects();
-                self.say(first.map_or("not yet".into(), |first| first.to_string()));
+                self.say(first.map_or("not yet".into(), |(first, _)| first.to_string()));
             }
             "commit" => {
                 let work = |participant: &ParticipantId| {

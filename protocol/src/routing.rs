@@ -57,7 +57,8 @@ const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 pub enum Resend {
     /// It has the same effect once or twice.
     Idempotent,
-    /// It must not be carried out twice: give up as soon as it may have been.
+    /// It must not be carried out twice: give up as soon as it may have been; and as soon as there is too
+    /// much to do, for who waits with it holds up others.
     OnlyUnsent,
 }
 
@@ -239,7 +240,9 @@ impl Router {
                 RouteError::Call(_) => true,
                 RouteError::NoMember(_) | RouteError::WrongAnswer => false,
             };
-            if !again || (error.is_ambiguous() && resend == Resend::OnlyUnsent) {
+            let overloaded = matches!(error, RouteError::Rejected(Reject::Overloaded { .. }));
+            let gives_up = resend == Resend::OnlyUnsent && (error.is_ambiguous() || overloaded);
+            if !again || gives_up {
                 return Err(error);
             }
             // One redirect needs no pause. Members that name each other do.

@@ -385,7 +385,7 @@ mod tests {
             lines += &format!("response {index} {} {:016x}\n", bytes.len(), xxh3_64(&bytes));
         }
         expect![[r#"
-            Timestamps 96 e07ed9d908d17c65
+            Timestamps 96 41e9ea92bdc86022
             Commit 263 a8071d4a54c34a86
             Outcome 105 37619d0ee511981b
             WhoLeads 96 582a97f8e7900f6a
@@ -416,7 +416,7 @@ mod tests {
             ResolveByHand 96 c8bdeba6146c5cb7
             Switchover 96 eb98fe17e9c27100
             Fault 96 8cf57b969b37d3bb
-            response 0 166 e936d1ef10e320e6
+            response 0 166 667f993e81aa7743
             response 1 166 2282790ef1b958a5
             response 2 166 e675140f94f90c68
             response 3 386 69ae78ae83091f01

@@ -44,8 +44,8 @@ impl Client {
     /// answers, or the cluster is not ready, within the configured timeout.
     pub async fn connect(config: ClientConfig) -> Result<Client, Error> {
         let (quic, router) = bind(&config)?;
-        let timestamps = Timestamps::start(&router);
         let id = ClientId(rand::random());
+        let timestamps = Timestamps::start(&router, id);
         let client =
             Client { inner: Arc::new(Inner { id, timeout: config.timeout, quic, router, timestamps }) };
         client.ready().await?;
@@ -105,7 +105,11 @@ impl Client {
                 Attempt::Own(error) => return Err(error),
                 Attempt::Failed(error) => error,
             };
-            let pause = pauses.next().unwrap_or(RETRY_MAX);
+            let mut pause = pauses.next().unwrap_or(RETRY_MAX);
+            if let Error::Overloaded { retry_after } = &error {
+                // Not all at once.
+                pause = pause.max(retry_after.mul_f64(1.0 + 0.5 * rand::random::<f64>()));
+            }
             if !error.is_retriable() || Instant::now() + pause >= deadline {
                 return Err(error.into());
             }
@@ -150,7 +154,7 @@ impl Client {
     }
 
     async fn begin_with(&self, patience: Patience) -> Result<Transaction, Error> {
-        let (start, epoch) = self.inner.timestamps.next(patience.deadline()).await?;
+        let (start, epoch) = self.inner.timestamps.begin(patience.deadline()).await?;
         let id = TxnId { start, client: self.inner.id };
         let reader = Reader { router: self.inner.router.clone(), at: start, patience };
         Ok(Transaction::new(id, epoch, reader))
@@ -163,7 +167,7 @@ impl Client {
     /// [`Error::Unavailable`] if no coordinator leader answers within the configured timeout.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         let patience = Patience::Each(self.inner.timeout);
-        let (at, _) = self.inner.timestamps.next(patience.deadline()).await?;
+        let (at, _) = self.inner.timestamps.look(patience.deadline()).await?;
         Ok(Snapshot { reader: Reader { router: self.inner.router.clone(), at, patience } })
     }
 

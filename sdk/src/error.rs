@@ -1,5 +1,7 @@
 //! What can go wrong, and what to do about it.
 
+use std::time::Duration;
+
 use troth_protocol::message::txn::Cause;
 use troth_protocol::routing::RouteError;
 use troth_protocol::{Key, Reject, TxnId};
@@ -44,6 +46,12 @@ pub enum Error {
         /// The last thing that failed.
         reason: String,
     },
+    /// The cluster has too much to do, and takes nothing more at the moment. Nothing happened.
+    #[error("the cluster is overloaded; try again in {} ms", retry_after.as_millis())]
+    Overloaded {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The transaction or snapshot is older than may be. Nothing happened.
     #[error("older than a transaction or snapshot may be ({} s by default)", troth_protocol::limits::TXN_AGE_MAX.as_secs())]
     TooOld,
@@ -75,7 +83,9 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Error::Aborted { cause } if cause.is_retriable() => Kind::Retriable,
-            Error::Blocked { .. } | Error::Unavailable { .. } | Error::TooOld => Kind::Retriable,
+            Error::Blocked { .. } | Error::Unavailable { .. } | Error::Overloaded { .. } | Error::TooOld => {
+                Kind::Retriable
+            }
             Error::Unknown(_) => Kind::Ambiguous,
             Error::Aborted { .. }
             | Error::Limit { .. }
@@ -111,6 +121,9 @@ impl From<RouteError> for Error {
         match error {
             RouteError::Rejected(Reject::Blocked { key, by }) => Error::Blocked { key, by },
             RouteError::Rejected(Reject::SnapshotTooOld) => Error::TooOld,
+            RouteError::Rejected(Reject::Overloaded { retry_after_millis }) => {
+                Error::Overloaded { retry_after: Duration::from_millis(retry_after_millis.into()) }
+            }
             RouteError::Rejected(
                 reject @ (Reject::Forbidden { .. } | Reject::Malformed { .. } | Reject::TooLarge { .. }),
             ) => Error::Refused(reject),

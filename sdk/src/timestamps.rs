@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use troth_protocol::message::coordinator::{Request, Response};
 use troth_protocol::routing::{Resend, Router};
-use troth_protocol::{Epoch, Timestamp};
+use troth_protocol::{ClientId, Epoch, Timestamp};
 
 use crate::error::Error;
 
@@ -30,28 +30,43 @@ type Waiter = oneshot::Sender<Result<(Timestamp, Epoch), Error>>;
 
 /// Hands out timestamps of the cluster's oracle.
 pub(crate) struct Timestamps {
-    waiters: mpsc::Sender<Waiter>,
+    /// For transactions that may write: of these the coordinators take only so many.
+    begins: mpsc::Sender<Waiter>,
+    /// For reading only.
+    looks: mpsc::Sender<Waiter>,
 }
 
 impl Timestamps {
-    pub(crate) fn start(router: &Arc<Router>) -> Timestamps {
-        let (waiters, receiver) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(run(router.clone(), receiver));
-        Timestamps { waiters }
+    pub(crate) fn start(router: &Arc<Router>, client: ClientId) -> Timestamps {
+        let queue = |begins| {
+            let (waiters, receiver) = mpsc::channel(WAITING_MAX);
+            tokio::spawn(run(router.clone(), begins, receiver));
+            waiters
+        };
+        Timestamps { begins: queue(Some(client)), looks: queue(None) }
     }
 
-    /// A timestamp that is larger than all that were handed out before this call, and the epoch of
-    /// the leader that gave it.
-    pub(crate) async fn next(&self, deadline: Instant) -> Result<(Timestamp, Epoch), Error> {
-        let (sender, receiver) = oneshot::channel();
-        let late = |_| Error::unavailable("no timestamp before the deadline");
-        let gone = || Error::unavailable("the client is shutting down");
-        timeout_at(deadline, self.waiters.send(sender)).await.map_err(late)?.map_err(|_| gone())?;
-        timeout_at(deadline, receiver).await.map_err(late)?.map_err(|_| gone())?
+    /// A timestamp for a transaction to begin with, larger than all that were handed out before this
+    /// call, and the epoch of the leader that gave it.
+    pub(crate) async fn begin(&self, deadline: Instant) -> Result<(Timestamp, Epoch), Error> {
+        next(&self.begins, deadline).await
+    }
+
+    /// The same for reading only.
+    pub(crate) async fn look(&self, deadline: Instant) -> Result<(Timestamp, Epoch), Error> {
+        next(&self.looks, deadline).await
     }
 }
 
-async fn run(router: Arc<Router>, mut receiver: mpsc::Receiver<Waiter>) {
+async fn next(waiters: &mpsc::Sender<Waiter>, deadline: Instant) -> Result<(Timestamp, Epoch), Error> {
+    let (sender, receiver) = oneshot::channel();
+    let late = |_| Error::unavailable("no timestamp before the deadline");
+    let gone = || Error::unavailable("the client is shutting down");
+    timeout_at(deadline, waiters.send(sender)).await.map_err(late)?.map_err(|_| gone())?;
+    timeout_at(deadline, receiver).await.map_err(late)?.map_err(|_| gone())?
+}
+
+async fn run(router: Arc<Router>, begins: Option<ClientId>, mut receiver: mpsc::Receiver<Waiter>) {
     let requests = Arc::new(Semaphore::new(REQUESTS_MAX));
     loop {
         let permit = requests.clone().acquire_owned().await.expect("never closed");
@@ -62,25 +77,33 @@ async fn run(router: Arc<Router>, mut receiver: mpsc::Receiver<Waiter>) {
         let router = router.clone();
         tokio::spawn(async move {
             waiters.retain(|waiter| !waiter.is_closed());
-            serve(&router, waiters).await;
+            serve(&router, begins, waiters).await;
             drop(permit);
         });
     }
 }
 
-async fn serve(router: &Router, waiters: Vec<Waiter>) {
+async fn serve(router: &Router, begins: Option<ClientId>, waiters: Vec<Waiter>) {
     if waiters.is_empty() {
         return;
     }
-    let request = Request::Timestamps { count: waiters.len() as u32 };
+    let request = Request::Timestamps { count: waiters.len() as u32, begins };
     let deadline = Instant::now() + REQUEST_TIMEOUT;
     let answer = match router.coordinator(request, Resend::Idempotent, deadline).await {
-        Ok(Response::Timestamps { first, epoch }) => Ok((first, epoch)),
+        Ok(Response::Timestamps { first, count, retry_after_millis, epoch }) => {
+            Ok((first, count, Duration::from_millis(retry_after_millis.into()), epoch))
+        }
         Ok(_) => Err(Error::unavailable("the coordinator answered something else")),
         Err(error) => Err(error.into()),
     };
     for (number, waiter) in waiters.into_iter().enumerate() {
-        let answer = answer.clone().map(|(first, epoch)| (first.advance(number as u64), epoch));
+        let answer = answer.clone().and_then(|(first, count, retry_after, epoch)| {
+            if number < count as usize {
+                Ok((first.advance(number as u64), epoch))
+            } else {
+                Err(Error::Overloaded { retry_after })
+            }
+        });
         // Whoever waited may have given up just now.
         let _ = waiter.send(answer);
     }

@@ -20,11 +20,12 @@ use troth_protocol::message::overview::Election;
 use troth_protocol::message::shard::{self};
 use troth_protocol::routing::Router;
 use troth_protocol::wire::encode;
-use troth_protocol::{ClusterMap, MapEpoch, Node, NodeId, Reject, TxnId};
+use troth_protocol::{ClientId, ClusterMap, MapEpoch, Node, NodeId, Reject, TxnId};
 use troth_replication::{
     Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
 };
 
+use crate::admission::Admitted;
 use crate::command::{Command, Output, Record, Settings};
 use crate::eyes::Eyes;
 use crate::leader::{Answer, Event, Leader, Limits};
@@ -127,7 +128,7 @@ impl Coordinator {
     pub async fn handle(&self, request: Request, deadline: Instant) -> Result<Response, Reject> {
         let inner = &self.inner;
         match request {
-            Request::Timestamps { count } => inner.timestamps(count, deadline).await,
+            Request::Timestamps { count, begins } => inner.timestamps(count, begins, deadline).await,
             Request::Commit(commit) => {
                 fault::pass(FaultPoint::CommitReceived).await;
                 let (txn, began) = (commit.txn, Instant::now());
@@ -253,7 +254,12 @@ impl Inner {
         }
     }
 
-    async fn timestamps(&self, count: u32, deadline: Instant) -> Result<Response, Reject> {
+    async fn timestamps(
+        &self,
+        count: u32,
+        begins: Option<ClientId>,
+        deadline: Instant,
+    ) -> Result<Response, Reject> {
         if count > TIMESTAMPS_MAX {
             return Err(Reject::malformed(format!("at most {TIMESTAMPS_MAX} timestamps at once")));
         }
@@ -267,10 +273,15 @@ impl Inner {
                 let Some(leader) = &mut core.leader else {
                     return Err(self.not_leader());
                 };
-                let first = leader.timestamps(now, count);
+                let handed_out = leader.timestamps(now, count, begins);
                 let epoch = leader.epoch();
                 self.core.perform(&mut core);
-                first.map(|first| Response::Timestamps { first, epoch })
+                handed_out.map(|(first, Admitted { count, retry_after })| Response::Timestamps {
+                    first,
+                    count,
+                    retry_after_millis: retry_after.as_millis() as u32,
+                    epoch,
+                })
             };
             if let Some(response) = handed_out {
                 return Ok(response);

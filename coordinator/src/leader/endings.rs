@@ -29,10 +29,13 @@ impl Leader {
     pub(super) fn drop_flight(&mut self, txn: TxnId) -> Option<Flight> {
         let flight = self.flights.remove(&txn)?;
         self.bytes -= flight.bytes;
+        self.admission.decided(self.moment, txn, false);
         Some(flight)
     }
 
     pub(super) fn end(&mut self, txn: TxnId, answer: Answer) {
+        let committed = matches!(answer, Answer::Ended(Outcome::Committed { .. }));
+        self.admission.decided(self.moment, txn, committed);
         let Some(flight) = self.drop_flight(txn) else {
             return;
         };

@@ -26,10 +26,11 @@ use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, TXN_BYTES_MAX, TXN_
 use troth_protocol::message::coordinator::Commit;
 use troth_protocol::message::shard::{CommitOnePhase, Decision as Word, Prepare, Vote};
 use troth_protocol::message::txn::{Cause, Outcome, Part};
-use troth_protocol::{Epoch, ParticipantId, Reject, ShardId, Timestamp, TxnId};
+use troth_protocol::{ClientId, Epoch, ParticipantId, Reject, ShardId, Timestamp, TxnId};
 
 pub use self::events::{Answer, Effect, Event, Now, OnePhase, RequestId};
 use self::refused::Refused;
+use crate::admission::{Admission, Admitted, Bounds};
 use crate::command::{Decision, Record, Verdict};
 use crate::commit::{Ballot, Step};
 use crate::finish::Courier;
@@ -62,6 +63,19 @@ pub struct Limits {
     pub age_max: Duration,
     /// How long outcomes stay answerable.
     pub outcome_retention: Duration,
+    /// When half of the commits take longer than this, fewer transactions may begin.
+    pub commit_target: Duration,
+}
+
+impl Limits {
+    fn admission(&self) -> Bounds {
+        let bounds = Bounds::default();
+        Bounds {
+            limit_min: bounds.limit_min.min(self.in_flight_max),
+            limit_max: self.in_flight_max,
+            target: self.commit_target,
+        }
+    }
 }
 
 impl Default for Limits {
@@ -73,6 +87,7 @@ impl Default for Limits {
             vote_timeout: Duration::from_secs(10),
             age_max: TXN_AGE_MAX,
             outcome_retention: OUTCOME_RETENTION,
+            commit_target: Bounds::default().target,
         }
     }
 }
@@ -119,6 +134,9 @@ pub struct Leader {
     forget: Vec<TxnId>,
     recovery: Recovery,
     steward: Steward,
+    admission: Admission,
+    /// The moment of the event that is being handled.
+    moment: Instant,
     tick_at: Instant,
     retire_at: Instant,
     committed: u64,
@@ -144,6 +162,8 @@ impl Leader {
             forget: Vec::new(),
             recovery: Recovery::new(shards),
             steward: Steward::new(rules, now.instant),
+            admission: Admission::new(limits.admission(), now.instant),
+            moment: now.instant,
             tick_at: now.instant + TICK,
             retire_at: now.instant + RETIRE_EVERY,
             committed: 0,
@@ -187,17 +207,35 @@ impl Leader {
         self.steward.moving()
     }
 
-    /// Hands out consecutive timestamps; `None` while the ceiling is too low.
-    pub fn timestamps(&mut self, now: Now, count: u32) -> Option<Timestamp> {
-        let first = self.oracle.next(now.millis, count.max(1).into());
+    /// Hands out consecutive timestamps, fewer than are asked for if transactions of a client begin with
+    /// them and too much is under way; `None` while the ceiling is too low.
+    pub fn timestamps(
+        &mut self,
+        now: Now,
+        count: u32,
+        begins: Option<ClientId>,
+    ) -> Option<(Timestamp, Admitted)> {
+        let count = count.max(1);
+        let first = self.oracle.next(now.millis, count.into());
         if let Some(ceiling) = self.oracle.poll_ceiling(now.millis) {
             self.effects.push_back(Effect::Ceiling(ceiling));
         }
-        first
+        // Those that nobody gets are lost: there are enough.
+        let admitted = match begins {
+            Some(client) if first.is_some() => self.admission.begin(now.instant, client, count),
+            _ => Admitted { count, retry_after: Duration::ZERO },
+        };
+        Some((first?, admitted))
+    }
+
+    /// Who may begin.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     /// Takes in what happened.
     pub fn handle_event(&mut self, now: Now, event: Event, state: &State, view: &impl View) {
+        self.moment = now.instant;
         match event {
             Event::Commit { id, commit, deadline } => self.submit(now, id, commit, deadline, state, view),
             Event::Outcome { id, txn, participants } => {
@@ -242,6 +280,7 @@ impl Leader {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now, state: &State) {
+        self.moment = now.instant;
         while let Some(&(deadline, txn)) = self.deadlines.first()
             && deadline <= now.instant
         {
@@ -254,6 +293,7 @@ impl Leader {
         if self.tick_at <= now.instant {
             self.tick_at = now.instant + TICK;
             self.flush_forget();
+            self.admission.tick(now.instant);
             if let Some(plan) =
                 state.catalog().and_then(|catalog| self.steward.poll(now.instant, &catalog.map))
             {
@@ -323,6 +363,10 @@ impl Leader {
             || self.courier.unfinished() >= self.limits.unfinished_max;
         if full {
             return self.reject(id, Reject::overloaded(Duration::from_millis(20)));
+        }
+        let shards = participants.iter().filter_map(ParticipantId::shard);
+        if let Err(retry_after) = self.admission.arrive(now.instant, txn, shards) {
+            return self.reject(id, Reject::overloaded(retry_after));
         }
         self.bytes += bytes;
         let deadline = deadline.min(now.instant + self.limits.vote_timeout);
@@ -402,6 +446,9 @@ impl Leader {
         else {
             return;
         };
+        if let Some(shard) = participant.shard() {
+            self.admission.heard(txn, shard);
+        }
         let deadline = (*deadline, txn);
         let step = match vote {
             Some(vote) => ballot.vote(participant, vote),

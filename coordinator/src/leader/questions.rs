@@ -119,6 +119,7 @@ impl Leader {
         let Some(flight) = self.flights.get_mut(&txn) else {
             return;
         };
+        self.admission.heard(txn, shard);
         match (&mut flight.phase, answer) {
             // Nobody waits, and whoever asks later asks the shard again.
             (Phase::OnePhase | Phase::Asking { .. }, OnePhase::Unknown) if flight.waiters.is_empty() => {

@@ -42,7 +42,7 @@ impl Node {
     }
 
     async fn retire_once(&self, collected: &mut BTreeMap<ShardId, (Timestamp, Timestamp)>) -> io::Result<()> {
-        let request = coordinator::Request::Timestamps { count: 1 };
+        let request = coordinator::Request::Timestamps { count: 1, begins: None };
         let deadline = Instant::now() + Duration::from_secs(2);
         let now = match self.router.coordinator(request, Resend::Idempotent, deadline).await {
             Ok(coordinator::Response::Timestamps { first, .. }) => first,

@@ -3,7 +3,7 @@
 #![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use crate::cluster_map::{ClusterMap, Node};
-use crate::id::{Epoch, FolderId, MapEpoch, NodeId, ParticipantId, ShardId, TxnId};
+use crate::id::{ClientId, Epoch, FolderId, MapEpoch, NodeId, ParticipantId, ShardId, TxnId};
 use crate::message::overview::NodeReport;
 use crate::message::raft::LogId;
 use crate::message::txn::{Outcome, Part};
@@ -16,6 +16,9 @@ pub enum Request {
     Timestamps {
         /// How many; set by the client from the number of its waiting `begin`s, at least 1.
         count: u32,
+        /// Transactions that may write begin with them, of this client; `None`: they are for something
+        /// else, and never refused.
+        begins: Option<ClientId>,
     },
     /// Commit a transaction.
     Commit(Commit),
@@ -86,6 +89,10 @@ pub enum Response {
     Timestamps {
         /// The first one; the others follow it without a gap.
         first: Timestamp,
+        /// How many there are: fewer than were asked for, or none, if too much is under way.
+        count: u32,
+        /// After how many milliseconds to ask for those that are missing; 0 if none are.
+        retry_after_millis: u32,
         /// The leader that answers.
         epoch: Epoch,
     },

@@ -119,7 +119,7 @@ pub fn requests() -> Vec<Request> {
         parts: vec![Part { participant: ParticipantId::Shard(ShardId(7)), work: work() }],
     };
     vec![
-        Request::Coordinator(coordinator::Request::Timestamps { count: 12 }),
+        Request::Coordinator(coordinator::Request::Timestamps { count: 12, begins: Some(ClientId(7)) }),
         Request::Coordinator(coordinator::Request::Commit(commit)),
         Request::Coordinator(coordinator::Request::Outcome {
             txn: TXN,
@@ -221,7 +221,12 @@ pub fn requests() -> Vec<Request> {
 pub fn responses() -> Vec<Response> {
     let commit_ts = Timestamp(10);
     let coordinator = [
-        coordinator::Response::Timestamps { first: commit_ts, epoch: Epoch(3) },
+        coordinator::Response::Timestamps {
+            first: commit_ts,
+            count: 5,
+            retry_after_millis: 20,
+            epoch: Epoch(3),
+        },
         coordinator::Response::Outcome(Outcome::Committed { commit_ts }),
         coordinator::Response::Expired,
         coordinator::Response::Map(map()),

@@ -100,9 +100,12 @@ fn answer(request: &Request) -> Response {
         Request::Coordinator(coordinator::Request::Map { .. }) => {
             Response::Coordinator(coordinator::Response::MapUnchanged)
         }
-        Request::Coordinator(_) => {
-            Response::Coordinator(coordinator::Response::Timestamps { first: Timestamp(1), epoch: Epoch(1) })
-        }
+        Request::Coordinator(_) => Response::Coordinator(coordinator::Response::Timestamps {
+            first: Timestamp(1),
+            count: 1,
+            retry_after_millis: 0,
+            epoch: Epoch(1),
+        }),
         Request::Shard { .. } | Request::Raft(_) | Request::Admin(_) => {
             Response::Shard(shard::Response::Finished)
         }
@@ -183,7 +186,7 @@ impl Scene {
     }
 
     pub async fn ask_coordinator(&self, patience: Duration) -> Result<coordinator::Response, RouteError> {
-        let request = coordinator::Request::Timestamps { count: 1 };
+        let request = coordinator::Request::Timestamps { count: 1, begins: None };
         let deadline = Instant::now() + patience;
         self.router.coordinator(request, Resend::Idempotent, deadline).await
     }

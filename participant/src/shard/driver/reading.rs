@@ -157,7 +157,7 @@ impl Inner {
     }
 
     pub(super) async fn ask_the_time(&self) -> Result<Timestamp, RouteError> {
-        let request = coordinator::Request::Timestamps { count: 1 };
+        let request = coordinator::Request::Timestamps { count: 1, begins: None };
         let deadline = tokio::time::Instant::now() + ASK_TIMEOUT;
         match self.router.coordinator(request, Resend::Idempotent, deadline).await? {
             coordinator::Response::Timestamps { first, .. } => {
