@@ -1,6 +1,7 @@
 //! Measures Troth on a cluster of real processes on this machine.
 
 mod failover;
+mod overload;
 mod report;
 mod transfer;
 
@@ -26,6 +27,9 @@ struct Flags {
 enum Command {
     /// Bank transfers between two shards on different nodes: two reads and two writes each.
     Transfer(transfer::Options),
+    /// Transfers that arrive at multiples of the rate that the cluster can do, whatever becomes of those
+    /// before them: what gets done, what is shed, and how long it takes.
+    Overload(overload::Options),
     /// Kills a leader again and again under such transfers, and takes the time until they go on.
     Failover(failover::Options),
 }
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
             Command::Transfer(options) => {
                 transfer::run(options).await.map(|report| report.print(options.json))
             }
+            Command::Overload(options) => overload::run(options).await,
             Command::Failover(options) => failover::run(options).await,
         }
     };

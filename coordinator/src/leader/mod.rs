@@ -69,10 +69,11 @@ pub struct Limits {
 
 impl Limits {
     fn admission(&self) -> Bounds {
-        let bounds = Bounds::default();
+        // Those who have less than their share may begin beyond the limit, as many again at most.
+        let limit_max = (self.in_flight_max / 2).max(1);
         Bounds {
-            limit_min: bounds.limit_min.min(self.in_flight_max),
-            limit_max: self.in_flight_max,
+            limit_min: Bounds::default().limit_min.min(limit_max),
+            limit_max,
             target: self.commit_target,
         }
     }
