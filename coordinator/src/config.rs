@@ -7,7 +7,8 @@ use serde::Deserialize;
 use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
 use troth_protocol::net::quic::QuicConfig;
 use troth_protocol::process::{
-    Basics, Common, ConfigError, LogSection, NetworkSection, RaftSection, ServerFile, Source, TlsSection,
+    Basics, Common, ConfigError, HttpSection, LogSection, NetworkSection, RaftSection, ServerFile, Source,
+    TlsSection,
 };
 use troth_replication::Timing;
 
@@ -47,6 +48,9 @@ pub struct File {
     /// How to talk to others.
     #[serde(default)]
     pub network: NetworkSection,
+    /// What is shown over HTTP.
+    #[serde(default)]
+    pub http: HttpSection,
     /// How patient coordinators are with each other.
     #[serde(default)]
     pub raft: RaftSection,
@@ -126,7 +130,14 @@ impl Config {
     /// A configuration with defaults for everything that has one.
     pub fn new(id: u64, data: impl Into<PathBuf>) -> Config {
         Config {
-            basics: Basics { id, quic: QuicConfig::default(), advertise: None, data: data.into() },
+            basics: Basics {
+                id,
+                quic: QuicConfig::default(),
+                advertise: None,
+                data: data.into(),
+                http: None,
+                slow: Duration::from_secs(1),
+            },
             coordinators: Vec::new(),
             shards: 16,
             replicas: 1,
@@ -141,8 +152,8 @@ impl Config {
 
 impl ServerFile for File {
     fn common(&mut self) -> Common<'_> {
-        let File { id, listen, advertise, data, tls, log, network, .. } = self;
-        Common { id, listen, advertise, data, tls, log, network }
+        let File { id, listen, advertise, data, tls, log, network, http, .. } = self;
+        Common { id, listen, advertise, data, tls, log, network, http }
     }
 }
 

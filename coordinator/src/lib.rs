@@ -24,6 +24,7 @@ pub mod eyes;
 pub mod finish;
 pub mod leader;
 pub mod machine;
+pub mod metrics;
 pub mod oracle;
 pub mod recovery;
 pub mod server;

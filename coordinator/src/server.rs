@@ -20,6 +20,7 @@ use crate::command::Settings;
 use crate::config::Config;
 use crate::driver::{Coordinator, CoordinatorConfig};
 use crate::machine::{Core, FAMILIES};
+use crate::metrics;
 
 /// How long a coordinator that stops tries to hand leadership over.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(4);
@@ -50,7 +51,7 @@ impl Server {
         clock: Clock,
     ) -> Result<Server, ServerError> {
         let cluster = credentials.identity().cluster;
-        let base = Base::open(&config.basics, credentials, &FAMILIES)?;
+        let mut base = Base::open(&config.basics, credentials, &FAMILIES)?;
         let id = config.basics.id;
 
         let node = |id: u64, address: String| Node {
@@ -91,9 +92,12 @@ impl Server {
             settings,
             limits: config.limits,
             rules: config.rules,
+            slow: config.basics.slow,
         };
         let coordinator = Coordinator::start(setup, group, &base.store, &writer, core, router).await?;
         base.quic.serve(Arc::new(Front(coordinator.clone())));
+        let (registry, vitals) = metrics::registered(base.registry(&writer), &coordinator);
+        base.show(registry, vitals, |_| axum::Router::new()).await?;
         Ok(Server { base, coordinator })
     }
 

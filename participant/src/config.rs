@@ -7,7 +7,8 @@ use serde::Deserialize;
 use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
 use troth_protocol::net::quic::QuicConfig;
 use troth_protocol::process::{
-    Basics, Common, ConfigError, LogSection, NetworkSection, RaftSection, ServerFile, Source, TlsSection,
+    Basics, Common, ConfigError, HttpSection, LogSection, NetworkSection, RaftSection, ServerFile, Source,
+    TlsSection,
 };
 use troth_protocol::ring::WEIGHT_MAX;
 use troth_replication::Timing;
@@ -45,6 +46,9 @@ pub struct File {
     /// How to talk to others.
     #[serde(default)]
     pub network: NetworkSection,
+    /// What is shown over HTTP.
+    #[serde(default)]
+    pub http: HttpSection,
     /// How long things are kept.
     #[serde(default)]
     pub retention: RetentionSection,
@@ -104,7 +108,14 @@ impl Config {
     /// A configuration with defaults for everything that has one.
     pub fn new(id: u64, data: impl Into<PathBuf>, coordinators: Vec<String>) -> Config {
         Config {
-            basics: Basics { id, quic: QuicConfig::default(), advertise: None, data: data.into() },
+            basics: Basics {
+                id,
+                quic: QuicConfig::default(),
+                advertise: None,
+                data: data.into(),
+                http: None,
+                slow: Duration::from_secs(1),
+            },
             zone: String::new(),
             weight: 1,
             coordinators,
@@ -120,8 +131,8 @@ impl Config {
 
 impl ServerFile for File {
     fn common(&mut self) -> Common<'_> {
-        let File { id, listen, advertise, data, tls, log, network, .. } = self;
-        Common { id, listen, advertise, data, tls, log, network }
+        let File { id, listen, advertise, data, tls, log, network, http, .. } = self;
+        Common { id, listen, advertise, data, tls, log, network, http }
     }
 }
 
@@ -133,6 +144,9 @@ impl File {
     pub fn resolve(mut self, source: &Source) -> Result<Config, ConfigError> {
         let basics = self.common().resolve("127.0.0.1:7460", source)?;
         basics.check_findable(source)?;
+        if basics.http.as_ref().is_some_and(|http| http.console_token.is_some()) {
+            return Err(source.error("http.console", "only coordinators have a console"));
+        }
         let coordinators = self.coordinators.unwrap_or_default();
         if coordinators.is_empty() {
             return Err(source.missing("coordinators", "coordinators = [\"127.0.0.1:7450\"]"));
@@ -206,7 +220,7 @@ mod tests {
         check(&with("weight = 0"), "node.toml:4: weight: must be from 1 to 100");
         check(
             &with("wait = 0"),
-            "node.toml:4: unknown field `wait`, expected one of `id`, `listen`, `advertise`, `data`, `zone`, `weight`, `coordinators`, `tls`, `log`, `network`, `retention`, `raft`, `moves`",
+            "node.toml:4: unknown field `wait`, expected one of `id`, `listen`, `advertise`, `data`, `zone`, `weight`, `coordinators`, `tls`, `log`, `network`, `http`, `retention`, `raft`, `moves`",
         );
         check(&with("weight = \"much\""), "node.toml:4: invalid type: string \"much\", expected u32");
         check(

@@ -6,6 +6,7 @@
 //! | [`server`] | one process: store, network, identity, start and stop |
 //! | [`node`] | the shards of this process, and its place in the cluster |
 //! | [`shard`] | one replica of a shard: command, state, leader, driver |
+//! | [`metrics`] | what is counted and measured |
 //! | [`locks`], [`mvcc`] | what a shard is made of |
 //!
 //! A request walks `server → node → shard driver → leader (may it be answered now?) → store`; a
@@ -14,6 +15,7 @@
 
 pub mod config;
 pub mod locks;
+pub mod metrics;
 pub mod mvcc;
 pub mod node;
 pub mod server;

@@ -11,6 +11,7 @@ use troth_replication::server::{Base, Running, ServerError};
 
 use crate::config::Config;
 use crate::families;
+use crate::metrics::Health;
 use crate::node::{Front, Node};
 
 /// A running participant.
@@ -29,7 +30,7 @@ impl Server {
         credentials: &Credentials,
         clock: Clock,
     ) -> Result<Server, ServerError> {
-        let base = Base::open(&config.basics, credentials, &families::ALL)?;
+        let mut base = Base::open(&config.basics, credentials, &families::ALL)?;
         let seeds = config.coordinators.iter().map(|address| Peer::coordinator(address)).collect();
         let transport: Arc<dyn Transport> = Arc::new(base.quic.clone());
         let router = Arc::new(Router::new(transport, seeds));
@@ -37,6 +38,9 @@ impl Server {
         let node =
             Node::start(config, cluster, base.address.clone(), base.store.clone(), router, clock).await?;
         base.quic.serve(Arc::new(Front(node.clone())));
+        let mut registry = base.registry(node.writer());
+        node.metrics().register(&mut registry, &node);
+        base.show(registry, Arc::new(Health(node.clone())), |_| axum::Router::new()).await?;
         Ok(Server { base, node })
     }
 

@@ -115,6 +115,28 @@ impl Reject {
         Reject::Malformed { reason: reason.into() }
     }
 
+    /// Its kind, for metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Reject::NotLeader { .. } => "not_leader",
+            Reject::Deposed => "deposed",
+            Reject::StaleEpoch { .. } => "stale_epoch",
+            Reject::StaleMap { .. } => "stale_map",
+            Reject::Overloaded { .. } => "overloaded",
+            Reject::NodeTaken { .. } => "node_taken",
+            Reject::NodeRemoved { .. } => "node_removed",
+            Reject::DeadlineExceeded => "deadline_exceeded",
+            Reject::Blocked { .. } => "blocked",
+            Reject::ShuttingDown => "shutting_down",
+            Reject::Forbidden { .. } => "forbidden",
+            Reject::Malformed { .. } => "malformed",
+            Reject::TooLarge { .. } => "too_large",
+            Reject::SnapshotTooOld => "snapshot_too_old",
+            Reject::WrongNode { .. } => "wrong_node",
+            Reject::Internal { .. } => "internal",
+        }
+    }
+
     /// Whether the request may have taken effect all the same.
     pub fn is_ambiguous(&self) -> bool {
         match self {

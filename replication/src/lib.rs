@@ -22,8 +22,10 @@
 
 mod adapter;
 mod group;
+pub mod http;
 mod log;
 mod machine;
+pub mod metrics;
 mod network;
 mod rocks;
 pub mod server;

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
+use prometheus_client::metrics::histogram::Histogram;
 use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 use troth_protocol::fault;
@@ -29,6 +30,7 @@ use troth_protocol::message::raft as wire;
 use troth_protocol::wire::{decode, encode};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::metrics::{Registry, Sampler, durations, sizes};
 use crate::rocks::{Family, Store, StoreError, families, group_range};
 use crate::types::{self, Entry, LogId, Types, Vote};
 
@@ -109,6 +111,16 @@ pub struct LogWriter {
     store: Store,
     /// Since when the thread is writing, if it is.
     busy_since: Arc<Mutex<Option<Instant>>>,
+    metrics: LogMetrics,
+}
+
+/// What the writer measures. Cheap to clone.
+#[derive(Clone)]
+struct LogMetrics {
+    /// How long a batch took, with its sync.
+    took: Histogram,
+    /// How many writes shared one.
+    writes: Histogram,
 }
 
 impl LogWriter {
@@ -121,16 +133,33 @@ impl LogWriter {
         let target = store.clone();
         let busy_since = Arc::new(Mutex::new(None));
         let busy = busy_since.clone();
+        let metrics = LogMetrics { took: durations(), writes: sizes() };
+        let measures = metrics.clone();
         thread::Builder::new()
             .name("log-writer".into())
-            .spawn(move || run(&target, receiver, &busy))
+            .spawn(move || run(&target, receiver, &busy, &measures))
             .expect("a process can have one more thread");
-        LogWriter { writes, store: store.clone(), busy_since }
+        LogWriter { writes, store: store.clone(), busy_since, metrics }
     }
 
     /// How long the write has taken that is under way; zero if none is. A disk that stalls shows here.
     pub fn busy_for(&self) -> Duration {
         self.busy_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Adds what the writer measures to a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        let LogMetrics { took, writes } = self.metrics.clone();
+        registry.register("log_sync_seconds", "How long it took to write and sync what waited", took);
+        registry.register("log_batch_writes", "Writes that shared one sync", writes);
+        let (waiting, busy) = (self.writes.downgrade(), self.busy_since.clone());
+        Sampler::register(registry, move |samples| {
+            let waits = waiting.upgrade().map_or(0, |writes| writes.max_capacity() - writes.capacity());
+            samples.gauge("log_writes_waiting", "Writes that wait for the log writer", waits as f64)?;
+            let since = busy.lock().map_or(Duration::ZERO, |since| since.elapsed());
+            let help = "How long the write under way has taken; a disk that stalls shows here";
+            samples.gauge("log_busy_seconds", help, since.as_secs_f64())
+        });
     }
 
     async fn submit(&self, changes: Vec<Change>, durable: bool, done: Done) -> io::Result<()> {
@@ -161,7 +190,12 @@ impl LogWriter {
     }
 }
 
-fn run(store: &Store, mut receiver: mpsc::Receiver<Write>, busy_since: &Mutex<Option<Instant>>) {
+fn run(
+    store: &Store,
+    mut receiver: mpsc::Receiver<Write>,
+    busy_since: &Mutex<Option<Instant>>,
+    metrics: &LogMetrics,
+) {
     let mut failed: Option<StoreError> = None;
     let mut writes = Vec::with_capacity(BATCH_WRITES_MAX);
     while receiver.blocking_recv_many(&mut writes, BATCH_WRITES_MAX) > 0 {
@@ -176,13 +210,16 @@ fn run(store: &Store, mut receiver: mpsc::Receiver<Write>, busy_since: &Mutex<Op
             }
         }
         let durable = writes.iter().any(|write| write.durable);
-        *busy_since.lock() = Some(Instant::now());
+        let began = Instant::now();
+        *busy_since.lock() = Some(began);
         fault::pass_blocking(FaultPoint::LogSync);
         let result = match &failed {
             Some(error) => Err(error.clone()),
             None => store.write(batch).and_then(|()| if durable { store.sync() } else { Ok(()) }),
         };
         *busy_since.lock() = None;
+        metrics.took.observe(began.elapsed().as_secs_f64());
+        metrics.writes.observe(writes.len() as f64);
         if let (Err(error), None) = (&result, &failed) {
             tracing::error!(%error, "the log cannot be written any more");
             failed = Some(error.clone());

@@ -12,6 +12,7 @@ use rocksdb::{
 use tokio::sync::watch;
 
 use crate::machine::{Batch, Span};
+use crate::metrics::{Registry, Sampler};
 
 /// A column family, by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,6 +112,7 @@ pub struct Store {
 
 struct Shared {
     db: DB,
+    families: Vec<Family>,
     // Dropped after the database, in the order of declaration: who waits for it finds the folder free.
     closed: watch::Sender<()>,
 }
@@ -140,7 +142,8 @@ impl Store {
             }
         })?;
         let (closed, _) = watch::channel(());
-        let store = Store { shared: Arc::new(Shared { db, closed }) };
+        let families = families::ALL.iter().chain(machine_families).copied().collect();
+        let store = Store { shared: Arc::new(Shared { db, families, closed }) };
         store.claim(path, owner)?;
         Ok(store)
     }
@@ -208,6 +211,46 @@ impl Store {
             rows.next();
         }
         Ok(rows.status()?)
+    }
+
+    /// Adds what the database says of itself to a registry. It ends with the database.
+    pub fn register(&self, registry: &mut Registry) {
+        let shared = Arc::downgrade(&self.shared);
+        Sampler::register(registry, move |samples| {
+            let Some(shared) = shared.upgrade() else { return Ok(()) };
+            let of_family = |family: &Family, name: &str| {
+                let handle = shared.db.cf_handle(family.0)?;
+                shared.db.property_int_value_cf(handle, name).ok().flatten()
+            };
+            let sum = |name: &str| {
+                shared.families.iter().filter_map(|family| of_family(family, name)).sum::<u64>() as f64
+            };
+            let once = |name: &str| {
+                shared.families.first().and_then(|family| of_family(family, name)).unwrap_or(0) as f64
+            };
+            let files = sum("rocksdb.live-sst-files-size");
+            samples.gauge("rocksdb_files_bytes", "Bytes of table files", files)?;
+            let memory = sum("rocksdb.cur-size-all-mem-tables");
+            samples.gauge("rocksdb_memtables_bytes", "Bytes of write buffers", memory)?;
+            let pending = sum("rocksdb.estimate-pending-compaction-bytes");
+            samples.gauge(
+                "rocksdb_compaction_pending_bytes",
+                "About how much is to be rewritten",
+                pending,
+            )?;
+            let running = once("rocksdb.num-running-compactions") + once("rocksdb.num-running-flushes");
+            samples.gauge("rocksdb_jobs_running", "Flushes and compactions under way", running)?;
+            let cache = once("rocksdb.block-cache-usage");
+            samples.gauge("rocksdb_block_cache_bytes", "Bytes of the block cache that are used", cache)?;
+            let stopped = once("rocksdb.is-write-stopped");
+            samples.gauge("rocksdb_writes_stopped", "1 while the database takes no writes", stopped)?;
+            let delayed = once("rocksdb.actual-delayed-write-rate");
+            samples.gauge(
+                "rocksdb_delayed_write_bytes",
+                "Bytes a second that it takes; 0: as many as come",
+                delayed,
+            )
+        });
     }
 
     /// About how many bytes spans have on disk. What is only in memory yet does not count.

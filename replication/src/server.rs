@@ -8,17 +8,22 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus_client::metrics::info::Info;
 use tokio::time::sleep;
 use troth_protocol::net::Role;
 use troth_protocol::net::quic::{EndpointError, Quic};
 use troth_protocol::net::tls::Credentials;
 use troth_protocol::process::{
-    self, Basics, ConfigError, EXIT_FAILED, EXIT_USAGE, LogFormat, ServerFile, Source, load_server,
+    self, Basics, ConfigError, EXIT_FAILED, EXIT_USAGE, HttpConfig, LogFormat, ServerFile, Source,
+    load_server,
 };
 
 use crate::group::StartError;
+use crate::http::{Http, HttpError, Vitals};
+use crate::log::LogWriter;
+use crate::metrics::{PREFIX, Registry, Sampler, Shown};
 use crate::rocks::{Family, OpenError, Store};
 
 /// Flags of both servers. They override the configuration file.
@@ -154,6 +159,9 @@ pub enum ServerError {
     /// The address cannot be listened on.
     #[error("{0}")]
     Endpoint(#[from] EndpointError),
+    /// The HTTP port cannot be listened on.
+    #[error("{0}")]
+    Http(#[from] HttpError),
     /// The data folder cannot be used.
     #[error("{0}")]
     Open(#[from] OpenError),
@@ -173,6 +181,17 @@ pub struct Base {
     pub quic: Arc<Quic>,
     /// Where others find this server.
     pub address: String,
+    http_config: Option<HttpConfig>,
+    data: PathBuf,
+    about: About,
+    http: Option<Http>,
+}
+
+/// What a server is, for its metrics.
+struct About {
+    role: Role,
+    id: u64,
+    certificate_expires_at: i64,
 }
 
 impl Base {
@@ -189,10 +208,58 @@ impl Base {
         let owner = format!("{} {} of cluster {}", identity.role, basics.id, identity.cluster);
         let store = Store::open(&basics.data, &owner, families)?;
         let quic = Quic::bind(basics.quic.clone(), credentials)?;
-        process::publish_address(&basics.data, quic.local_addr())?;
+        process::publish(&basics.data, "address", quic.local_addr())?;
         let address = basics.advertise.clone().unwrap_or_else(|| quic.local_addr().to_string());
         tracing::info!(id = basics.id, cluster = %identity.cluster, address, "{}", identity.role);
-        Ok(Base { store, quic, address })
+        let about =
+            About { role: identity.role, id: basics.id, certificate_expires_at: credentials.expires_at() };
+        let (http_config, data) = (basics.http.clone(), basics.data.clone());
+        Ok(Base { store, quic, address, http_config, data, about, http: None })
+    }
+
+    /// A registry with what all servers show.
+    pub fn registry(&self, writer: &LogWriter) -> Registry {
+        let mut registry = Registry::with_prefix(PREFIX);
+        let About { role, id, certificate_expires_at } = self.about;
+        let labels = vec![
+            ("role", role.name().to_owned()),
+            ("id", id.to_string()),
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ];
+        registry.register("server", "What this server is", Info::new(labels));
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        Sampler::register(&mut registry, move |samples| {
+            let help = "When this server was started: seconds since the Unix epoch";
+            samples.gauge("start_time_seconds", help, began)?;
+            let help = "When its certificate ends: seconds since the Unix epoch";
+            samples.gauge("certificate_expiry_seconds", help, certificate_expires_at as f64)
+        });
+        self.store.register(&mut registry);
+        writer.register(&mut registry);
+        registry
+    }
+
+    /// Shows metrics and health, if that is configured, and other pages.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub async fn show(
+        &mut self,
+        registry: Registry,
+        vitals: Arc<dyn Vitals>,
+        more: impl FnOnce(&HttpConfig) -> axum::Router,
+    ) -> Result<(), ServerError> {
+        if let Some(config) = &self.http_config {
+            let http = Http::serve(config.listen, Shown::new(registry), vitals, more(config)).await?;
+            process::publish(&self.data, "http-address", http.address())?;
+            self.http = Some(http);
+        }
+        Ok(())
+    }
+
+    /// Where metrics and health are shown, if anywhere.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(Http::address)
     }
 
     /// Where it listens.
@@ -202,6 +269,9 @@ impl Base {
 
     /// Returns when the data folder can be opened again. Everybody else must have let go of it.
     pub async fn close(self) {
+        if let Some(http) = self.http {
+            http.close().await;
+        }
         drop(self.quic);
         self.store.closed().await;
     }

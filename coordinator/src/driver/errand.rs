@@ -13,6 +13,7 @@ use troth_replication::ProposeError;
 use super::{ATTEMPT_PAUSE, Inner};
 use crate::command::Command;
 use crate::leader::{Effect, Event, OnePhase};
+use crate::metrics::Phase;
 use crate::recovery::PAGE;
 use crate::steward::Plan;
 
@@ -73,10 +74,11 @@ impl Errand {
         if !decisions.is_empty() {
             fault::pass(FaultPoint::BeforeDecide).await;
             let txns = decisions.iter().map(|decision| decision.txn).collect();
-            self.propose_for(txns, &Command::Decide { epoch: self.epoch, decisions });
+            let decide = Command::Decide { epoch: self.epoch, decisions };
+            self.propose_for(txns, &decide, Some(Phase::Decide));
         }
         if !refusals.is_empty() {
-            self.propose_for(refusals.clone(), &Command::Refuse { txns: refusals });
+            self.propose_for(refusals.clone(), &Command::Refuse { txns: refusals }, None);
         }
     }
 
@@ -99,7 +101,8 @@ impl Errand {
     }
 
     /// Proposes what the leader hears of when it is applied; here only failure matters.
-    fn propose_for(&self, txns: Vec<TxnId>, command: &Command) {
+    fn propose_for(&self, txns: Vec<TxnId>, command: &Command, phase: Option<Phase>) {
+        let began = std::time::Instant::now();
         let proposal = self.inner.submit(command);
         let errand = self.clone();
         self.spawn(async move {
@@ -108,7 +111,11 @@ impl Errand {
                 Err(error) => Err(error),
             };
             match result {
-                Ok(_) => {}
+                Ok(_) => {
+                    if let Some(phase) = phase {
+                        errand.inner.metrics.phase(phase, began);
+                    }
+                }
                 Err(ProposeError::NotLeader { .. } | ProposeError::Overloaded) => {
                     sleep(ATTEMPT_PAUSE).await;
                     errand.tell(Event::NotProposed { txns });
@@ -148,7 +155,7 @@ impl Errand {
     }
 
     async fn ask_for_vote(self, shard: ShardId, prepare: Prepare, deadline: Instant) {
-        let txn = prepare.txn;
+        let (txn, began) = (prepare.txn, std::time::Instant::now());
         let vote = match self.call(shard, shard::Request::Prepare(prepare), deadline).await {
             Ok(shard::Response::Vote(vote)) => Some(vote),
             Ok(_) => None,
@@ -157,15 +164,22 @@ impl Errand {
                 None
             }
         };
+        if vote.is_some() {
+            self.inner.metrics.phase(Phase::Prepare, began);
+        }
         fault::pass(FaultPoint::VoteReceived).await;
         self.tell(Event::Voted { txn, participant: ParticipantId::Shard(shard), vote });
     }
 
     /// The shard answers the same however often it is asked, so asking again is harmless.
     async fn commit_one_phase(self, shard: ShardId, commit: CommitOnePhase, deadline: Instant) {
-        let txn = commit.txn;
+        let (txn, began) = (commit.txn, std::time::Instant::now());
         let answer = self.call(shard, shard::Request::CommitOnePhase(commit), deadline).await;
-        self.tell(Event::OnePhase { txn, shard, answer: one_phase(answer) });
+        let answer = one_phase(answer);
+        if answer != OnePhase::Unknown {
+            self.inner.metrics.phase(Phase::OnePhase, began);
+        }
+        self.tell(Event::OnePhase { txn, shard, answer });
     }
 
     async fn ask_shard(self, shard: ShardId, txn: TxnId) {
@@ -178,10 +192,12 @@ impl Errand {
     }
 
     async fn finish(self, shard: ShardId, decisions: Vec<(TxnId, shard::Decision)>) {
+        let began = std::time::Instant::now();
         let request = shard::Request::Finish { epoch: self.epoch, decisions: decisions.clone() };
         let answer = self.call(shard, request, Instant::now() + ATTEMPT_TIMEOUT).await;
         let ok = matches!(answer, Ok(shard::Response::Finished));
         if ok {
+            self.inner.metrics.phase(Phase::Finish, began);
             fault::pass(FaultPoint::FinishAcknowledged).await;
         } else {
             sleep(ATTEMPT_PAUSE).await;

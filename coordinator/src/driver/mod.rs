@@ -4,8 +4,8 @@ mod errand;
 mod placement;
 mod switchover;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -30,6 +30,7 @@ use crate::command::{Command, Output, Record, Settings};
 use crate::eyes::Eyes;
 use crate::leader::{Answer, Event, Leader, Limits};
 use crate::machine::{CoordinatorMachine, Core, Inner as CoreInner};
+use crate::metrics::Metrics;
 use crate::state::View;
 use crate::steward::Rules;
 use errand::Errand;
@@ -60,6 +61,9 @@ struct Inner {
     handing_over: watch::Sender<bool>,
     /// What this leader sees, for operators.
     eyes: Mutex<Eyes>,
+    metrics: Metrics,
+    /// A commit that takes longer is logged with all that happened to it.
+    slow: Duration,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -76,6 +80,8 @@ pub struct CoordinatorConfig {
     pub limits: Limits,
     /// How placement follows the ring.
     pub rules: Rules,
+    /// A commit that takes longer is logged with all that happened to it.
+    pub slow: Duration,
 }
 
 impl Coordinator {
@@ -93,7 +99,7 @@ impl Coordinator {
     ) -> Result<Coordinator, StartError> {
         let machine = CoordinatorMachine::new(store, &core);
         let group = Group::start(group, store, writer, machine).await?;
-        let CoordinatorConfig { id, coordinators, settings, limits, rules } = config;
+        let CoordinatorConfig { id, coordinators, settings, limits, rules, slow } = config;
         let inner = Arc::new(Inner {
             id,
             coordinators,
@@ -106,6 +112,8 @@ impl Coordinator {
             next_request: AtomicU64::new(0),
             handing_over: watch::channel(false).0,
             eyes: Mutex::default(),
+            metrics: Metrics::default(),
+            slow,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -119,6 +127,20 @@ impl Coordinator {
     /// The group of this coordinator, for its other members.
     pub fn group(&self) -> &Group<CoordinatorMachine> {
         &self.inner.group
+    }
+
+    /// What it counts and measures.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.inner.core
+    }
+
+    /// The same, without keeping it alive.
+    pub(crate) fn downgrade(&self) -> WeakCoordinator {
+        WeakCoordinator(Arc::downgrade(&self.inner))
     }
 
     /// Answers a request.
@@ -135,7 +157,7 @@ impl Coordinator {
                 let deadline_std = deadline.into_std();
                 let event = |id| Event::Commit { id, commit, deadline: deadline_std };
                 let answer = inner.ask_leader(txn, event, deadline).await;
-                inner.note_end(&answer, began.elapsed());
+                inner.note_end(txn, &answer, began.elapsed());
                 answer
             }
             Request::Outcome { txn, participants } => {
@@ -229,6 +251,15 @@ impl Coordinator {
     }
 }
 
+/// A coordinator that may have ended.
+pub(crate) struct WeakCoordinator(Weak<Inner>);
+
+impl WeakCoordinator {
+    pub(crate) fn upgrade(&self) -> Option<Coordinator> {
+        Some(Coordinator { inner: self.0.upgrade()? })
+    }
+}
+
 impl Inner {
     fn not_leader(&self) -> Reject {
         let leader = match &*self.group.leadership().borrow() {
@@ -276,11 +307,10 @@ impl Inner {
                 let handed_out = leader.timestamps(now, count, begins);
                 let epoch = leader.epoch();
                 self.core.perform(&mut core);
-                handed_out.map(|(first, Admitted { count, retry_after })| Response::Timestamps {
-                    first,
-                    count,
-                    retry_after_millis: retry_after.as_millis() as u32,
-                    epoch,
+                handed_out.map(|(first, Admitted { count: granted, retry_after })| {
+                    self.metrics.timestamps(granted, count.max(1) - granted);
+                    let retry_after_millis = retry_after.as_millis() as u32;
+                    Response::Timestamps { first, count: granted, retry_after_millis, epoch }
                 })
             };
             if let Some(response) = handed_out {
@@ -401,6 +431,7 @@ impl Inner {
         }
         let now = self.core.now();
         let leader = Leader::new(epoch, self.limits, self.rules, now, &core.state);
+        self.metrics.led();
         self.eyes.lock().elected(Election { at_ms: now.millis, shard: None, node: self.id });
         tracing::info!(%epoch, unfinished = core.state.unfinished().len(), "leading");
         core.leader = Some(leader);

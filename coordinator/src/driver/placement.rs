@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
-use troth_protocol::message::admin::NodeChange;
+use troth_protocol::message::admin::{Moment, NodeChange};
 use troth_protocol::message::coordinator::Response;
 use troth_protocol::message::overview::{NodeReport, NodeView, Overview};
 use troth_protocol::message::raft::LogId;
 use troth_protocol::message::txn::Outcome;
-use troth_protocol::{FolderId, MapEpoch, Node, NodeId, Reject, ShardId};
+use troth_protocol::{FolderId, MapEpoch, Node, NodeId, Reject, ShardId, TxnId};
 
 use super::{Coordinator, Inner};
 use crate::command::{Command, Output};
@@ -77,7 +77,19 @@ impl Coordinator {
 
 impl Inner {
     /// Notes how a request for a commit ended.
-    pub(super) fn note_end(&self, answer: &Result<Response, Reject>, took: Duration) {
+    pub(super) fn note_end(&self, txn: TxnId, answer: &Result<Response, Reject>, took: Duration) {
+        self.metrics.ended(answer, took);
+        if took >= self.slow {
+            let moments = self.core.timeline.of(txn);
+            let began = moments.first().map_or(0, |moment| moment.at_ms);
+            let told = |moment: &Moment| {
+                let shard = moment.shard.map_or(String::new(), |shard| format!(" (shard {shard})"));
+                format!("{} ms: {}{shard}", moment.at_ms.saturating_sub(began), moment.what)
+            };
+            let timeline: Vec<String> = moments.iter().map(told).collect();
+            let took_ms = took.as_millis() as u64;
+            tracing::warn!(%txn, took_ms, timeline = timeline.join("; "), "a slow transaction");
+        }
         let how = match answer {
             Ok(Response::Outcome(Outcome::Committed { .. })) => Ended::Committed,
             Ok(Response::Outcome(Outcome::Aborted { .. })) => Ended::Aborted,

@@ -30,11 +30,12 @@ use troth_protocol::routing::Router;
 use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::{decode, encode};
 use troth_protocol::{
-    ClusterId, FolderId, GroupId, Node as NodeRecord, NodeId, NodeState, Reject, ShardId, TxnId,
+    ClusterId, ClusterMap, FolderId, GroupId, Node as NodeRecord, NodeId, NodeState, Reject, ShardId, TxnId,
 };
 use troth_replication::{LogWriter, StartError, Store, Throttle, families::META};
 
 use crate::config::Config;
+use crate::metrics::{self, Metrics};
 use crate::shard::Shard;
 
 /// A node with its shards.
@@ -49,6 +50,7 @@ pub struct Node {
     clock: Clock,
     timeline: Arc<Timeline>,
     throttle: Throttle,
+    metrics: Metrics,
     shards: RwLock<BTreeMap<ShardId, Shard>>,
     failure: watch::Sender<Option<String>>,
     stop: CancellationToken,
@@ -99,6 +101,7 @@ impl Node {
         let folder = folder_id(&store, &writer).await?;
         let node = Arc::new(Node {
             throttle: Throttle::new(config.move_bytes_per_second),
+            metrics: Metrics::default(),
             config,
             cluster,
             record,
@@ -121,6 +124,31 @@ impl Node {
         node.tasks.spawn(node.clone().retire());
         node.tasks.spawn(node.clone().share_leading());
         Ok(node)
+    }
+
+    /// Which node it is.
+    pub fn id(&self) -> NodeId {
+        self.record.id
+    }
+
+    /// The newest map that it has.
+    pub fn map(&self) -> Arc<ClusterMap> {
+        self.router.map()
+    }
+
+    /// Its replicas, by shard.
+    pub fn shards(&self) -> Vec<Shard> {
+        self.shards.read().values().cloned().collect()
+    }
+
+    /// What it counts and measures.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// What makes its log durable.
+    pub fn writer(&self) -> &LogWriter {
+        &self.writer
     }
 
     /// Why this node cannot go on, once it cannot.
@@ -148,9 +176,8 @@ impl Node {
 
     fn knowledge(&self, txn: TxnId) -> Result<TxnKnowledge, Reject> {
         let unreadable = |error: io::Error| Reject::Internal { reason: error.to_string() };
-        let shards: Vec<Shard> = self.shards.read().values().cloned().collect();
         let mut known = Vec::new();
-        for shard in shards {
+        for shard in self.shards() {
             known.extend(shard.knowledge(txn).map_err(unreadable)?);
         }
         let mut audit = Vec::new();
@@ -194,7 +221,12 @@ impl Service for Front {
         Box::pin(async move {
             let answer = match request {
                 Request::Shard { shard, request } => match node.shard(shard) {
-                    Ok(shard) => shard.handle(request, deadline).await.map(Response::Shard),
+                    Ok(shard) => {
+                        let (name, began) = (metrics::name(&request), std::time::Instant::now());
+                        let answer = shard.handle(request, deadline).await;
+                        node.metrics.answered(name, &answer, began);
+                        answer.map(Response::Shard)
+                    }
                     Err(reject) => Err(reject),
                 },
                 Request::Raft(request) => match request.group {
@@ -208,8 +240,7 @@ impl Service for Front {
                     Ok(Response::Admin(admin::Response::Faults(fault::handle(request))))
                 }
                 Request::Admin(admin::Request::InDoubt) => {
-                    let shards: Vec<Shard> = node.shards.read().values().cloned().collect();
-                    let in_doubt = shards.iter().flat_map(Shard::in_doubt).collect();
+                    let in_doubt = node.shards().iter().flat_map(Shard::in_doubt).collect();
                     Ok(Response::Admin(admin::Response::InDoubt(in_doubt)))
                 }
                 Request::Admin(admin::Request::Txn { txn }) => {

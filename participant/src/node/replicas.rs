@@ -27,6 +27,7 @@ use troth_replication::{Directory, GroupConfig, StartError, erase, is_known};
 
 use super::{Node, damaged, node_key};
 use crate::shard::Shard;
+use crate::shard::driver::Context;
 use crate::shard::machine::spans;
 
 /// The pause between signs of life: while the node waits for its first map, after a failure, and
@@ -119,8 +120,15 @@ impl Node {
             log_entries_max: self.config.log_entries_max,
             throttle: Some(self.throttle.clone()),
         };
-        let (store, writer, router) = (&self.store, &self.writer, &self.router);
-        Shard::start(shard, config, store, writer, router, &self.clock, &self.timeline).await
+        let context = Context {
+            store: self.store.clone(),
+            writer: self.writer.clone(),
+            router: self.router.clone(),
+            clock: self.clock.clone(),
+            timeline: self.timeline.clone(),
+            metrics: self.metrics.clone(),
+        };
+        Shard::start(shard, config, context).await
     }
 
     pub(super) async fn stay_registered(self: Arc<Node>) {
@@ -191,7 +199,7 @@ impl Node {
     }
 
     fn report(&self) -> NodeReport {
-        let shards: Vec<Shard> = self.shards.read().values().cloned().collect();
+        let shards = self.shards();
         let mut in_doubt: Vec<_> = shards.iter().flat_map(Shard::in_doubt).collect();
         in_doubt.retain(|record| record.age_ms >= IN_DOUBT_AGE_MS);
         in_doubt.sort_by_key(|record| record.txn);

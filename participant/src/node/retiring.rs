@@ -91,6 +91,7 @@ impl Node {
                 break;
             }
         }
+        self.metrics.collected(total as u64);
         if total > 0 {
             tracing::debug!(shard = %id, removed = total, "collected old versions");
         }

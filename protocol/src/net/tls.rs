@@ -240,6 +240,12 @@ impl Credentials {
         Ok(Credentials { identity, authority: certificate(authority)?, certificate: own, key: Arc::new(key) })
     }
 
+    /// When the certificate ends: seconds since the Unix epoch.
+    pub fn expires_at(&self) -> i64 {
+        x509_parser::parse_x509_certificate(&self.certificate)
+            .map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
+    }
+
     /// Who these say the process is.
     pub fn identity(&self) -> &Identity {
         &self.identity

@@ -114,6 +114,8 @@ pub struct Common<'a> {
     pub log: &'a mut LogSection,
     /// How to talk to others.
     pub network: &'a mut NetworkSection,
+    /// What is shown over HTTP.
+    pub http: &'a mut HttpSection,
 }
 
 /// The configuration file of a server.
@@ -133,6 +135,19 @@ pub struct Basics {
     pub advertise: Option<String>,
     /// The data folder.
     pub data: PathBuf,
+    /// Where metrics and health are shown; `None`: nowhere.
+    pub http: Option<HttpConfig>,
+    /// A transaction that takes longer than this is logged with all that happened to it.
+    pub slow: Duration,
+}
+
+/// What is shown over HTTP.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HttpConfig {
+    /// Where to listen; port 0: the system chooses one.
+    pub listen: SocketAddr,
+    /// What the console asks for before it shows anything; `None`: there is no console.
+    pub console_token: Option<String>,
 }
 
 impl Common<'_> {
@@ -147,7 +162,9 @@ impl Common<'_> {
         }
         let data = self.data.clone().ok_or_else(|| source.missing("data", "data = \"/var/lib/troth\""))?;
         let quic = self.network.quic(self.listen.as_deref().unwrap_or(default_listen), source)?;
-        Ok(Basics { id, quic, advertise: self.advertise.clone(), data })
+        let http = self.http.resolve(source)?;
+        let slow = Duration::from_millis(self.log.slow_ms);
+        Ok(Basics { id, quic, advertise: self.advertise.clone(), data, http, slow })
     }
 }
 
@@ -269,11 +286,13 @@ pub struct LogSection {
     /// the `RUST_LOG` variable, which overrides this. The Raft library tells its every step at `info`:
     /// of it only warnings are logged, unless the filter names `openraft`.
     pub level: String,
+    /// A transaction that takes longer than this is logged with all that happened to it; milliseconds.
+    pub slow_ms: u64,
 }
 
 impl Default for LogSection {
     fn default() -> LogSection {
-        LogSection { format: LogFormat::default(), level: "info".into() }
+        LogSection { format: LogFormat::default(), level: "info".into(), slow_ms: 1000 }
     }
 }
 
@@ -302,6 +321,47 @@ impl LogSection {
             LogFormat::Pretty => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         };
         Ok(())
+    }
+}
+
+/// The shortest token: as long as a random one of 96 bits.
+const TOKEN_LENGTH_MIN: usize = 16;
+
+/// What is shown over HTTP.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpSection {
+    /// Where metrics and health are shown: `host:port`; port 0: the system chooses one. Left out: nowhere.
+    pub listen: Option<String>,
+    /// Coordinators only: show the console there too, to those who know what is in `token_file`.
+    pub console: bool,
+    /// A file with a token of 16 characters or more in one line.
+    pub token_file: Option<PathBuf>,
+}
+
+impl HttpSection {
+    fn resolve(&self, source: &Source) -> Result<Option<HttpConfig>, ConfigError> {
+        let Some(listen) = &self.listen else {
+            if self.console || self.token_file.is_some() {
+                return Err(source.missing("http.listen", "listen = \"127.0.0.1:9450\""));
+            }
+            return Ok(None);
+        };
+        let listen = resolve(listen).map_err(|reason| source.error("http.listen", reason))?;
+        if !self.console {
+            return Ok(Some(HttpConfig { listen, console_token: None }));
+        }
+        let file = self.token_file.as_ref();
+        let path = file.ok_or_else(|| source.missing("http.token_file", "token_file = \"console-token\""))?;
+        let path = source.path(path);
+        let text = fs::read_to_string(&path).map_err(|source| ConfigError::Read { path, source })?;
+        let token = text.trim().to_owned();
+        if token.len() < TOKEN_LENGTH_MIN || !token.chars().all(|c| c.is_ascii_alphanumeric()) {
+            let reason =
+                format!("must hold at least {TOKEN_LENGTH_MIN} letters and digits, and nothing else");
+            return Err(source.error("http.token_file", reason));
+        }
+        Ok(Some(HttpConfig { listen, console_token: Some(token) }))
     }
 }
 

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 pub use self::config::{
-    Basics, Common, ConfigError, LogFormat, LogSection, NetworkSection, RaftSection, ServerFile, Source,
-    TlsSection, load, load_server,
+    Basics, Common, ConfigError, HttpConfig, HttpSection, LogFormat, LogSection, NetworkSection, RaftSection,
+    ServerFile, Source, TlsSection, load, load_server,
 };
 
 /// The process did what it was asked to.
@@ -49,15 +49,15 @@ pub fn work_in_batches() {
 #[cfg(not(target_os = "linux"))]
 pub fn work_in_batches() {}
 
-/// Writes a line that says where a server listens into its data folder, for scripts that let the
-/// system choose a port.
+/// Writes an address into a file of the data folder, in a line, for scripts that let the system choose a
+/// port.
 ///
 /// # Errors
 /// If the folder cannot be written.
-pub fn publish_address(folder: &Path, address: SocketAddr) -> std::io::Result<()> {
-    let part = folder.join("address.part");
+pub fn publish(folder: &Path, name: &str, address: SocketAddr) -> std::io::Result<()> {
+    let part = folder.join(format!("{name}.part"));
     fs::write(&part, format!("{address}\n"))?;
-    fs::rename(part, folder.join("address"))
+    fs::rename(part, folder.join(name))
 }
 
 /// Returns when the process is asked to stop: SIGTERM, SIGINT from a terminal, or, `with_parent`,

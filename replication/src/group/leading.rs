@@ -18,6 +18,9 @@ use crate::types::{self, Types};
 /// A follower that was not heard of for this long is not fit to lead.
 const SILENT_MAX: Duration = Duration::from_millis(500);
 
+/// A group that nothing was heard of its leader for this long has none.
+const UNHEARD_MAX: Duration = Duration::from_secs(2);
+
 /// The role of a member.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Leadership {
@@ -106,6 +109,20 @@ impl<M: Machine> Group<M> {
         let followers = self.followers();
         let fit = followers.iter().filter(|follower| follower.answers());
         fit.min_by_key(|follower| follower.behind).map(|follower| follower.node)
+    }
+
+    /// Whether somebody leads the group who can: this member, and a majority has heard of it lately; or
+    /// another one that this member has heard of lately.
+    pub fn is_led(&self) -> bool {
+        use openraft::Instant as _;
+        use openraft::async_runtime::watch::WatchReceiver;
+        let leads = matches!(&*self.inner.leadership.borrow(), Leadership::Leader { .. });
+        if leads {
+            let metrics = self.inner.raft.metrics();
+            let acknowledged = metrics.borrow_watched().last_quorum_acked;
+            return self.inner.sole.is() || acknowledged.is_some_and(|at| at.elapsed() < UNHEARD_MAX);
+        }
+        self.inner.heard.lock().is_some_and(|at| at.elapsed() < UNHEARD_MAX)
     }
 
     /// Whether the disk takes longer for one write than a leader's may. What this member says of its

@@ -146,6 +146,8 @@ struct Inner<M: Machine> {
     writer: LogWriter,
     leadership: watch::Receiver<Leadership>,
     sole: Arc<Sole>,
+    /// When a leader was heard of last, as far as this member followed one.
+    heard: Mutex<Option<Instant>>,
     /// Before this, it neither votes nor asks for votes.
     silent_until: Instant,
     /// A write that takes longer than this is a stall.
@@ -248,6 +250,7 @@ impl<M: Machine> Group<M> {
             writer: writer.clone(),
             leadership,
             sole,
+            heard: Mutex::default(),
             silent_until,
             stall: timing.stall,
             directory,
@@ -330,6 +333,15 @@ impl<M: Machine> Group<M> {
 
     fn hint(&self, forward: &ForwardToLeader<Types>) -> Option<NodeId> {
         self.inner.hint(forward)
+    }
+
+    /// Entries that are committed, as far as this member knows, and not applied here.
+    pub fn behind(&self) -> u64 {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let metrics = self.inner.raft.metrics();
+        let now = metrics.borrow_watched();
+        let index = |id: &Option<crate::types::LogId>| id.map_or(0, |id| id.index);
+        index(&now.cluster_committed).saturating_sub(index(&now.last_applied))
     }
 
     /// The snapshots that are on their way from here to other members.

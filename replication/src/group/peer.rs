@@ -41,6 +41,7 @@ impl<M: Machine> Group<M> {
                     entries: entries.into_iter().map(types::entry).collect(),
                     leader_commit: committed.map(types::log_id),
                 };
+                *self.inner.heard.lock() = Some(Instant::now());
                 let response =
                     raft.append_entries(request).await.map_err(|error| stopped(error.to_string()))?;
                 Ok(wire::Response::Append(match response {

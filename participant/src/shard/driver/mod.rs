@@ -30,6 +30,7 @@ use troth_replication::{
     Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
 };
 
+use crate::metrics::Metrics;
 use crate::mvcc::Mvcc;
 use crate::shard::command::{Command, Output};
 use crate::shard::leader::{Effect, Event, Leader};
@@ -41,6 +42,22 @@ const PREPARED_MAX: usize = 4096;
 /// How long one question to the coordinator may take, and the pause after it could not be asked.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const ASK_PAUSE: Duration = Duration::from_millis(20);
+
+/// What the replicas of a node share.
+pub struct Context {
+    /// Where they keep what they have.
+    pub store: Store,
+    /// What makes their logs durable.
+    pub writer: LogWriter,
+    /// The way to coordinators.
+    pub router: Arc<Router>,
+    /// The wall clock.
+    pub clock: Clock,
+    /// What happened to transactions lately.
+    pub timeline: Arc<Timeline>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
 
 /// One replica of a shard. Cheap to clone.
 #[derive(Clone)]
@@ -56,6 +73,7 @@ struct Inner {
     group: Group<ShardMachine>,
     router: Arc<Router>,
     clock: Clock,
+    metrics: Metrics,
     next_read: AtomicU64,
     /// The newest timestamp that a coordinator has shown.
     newest_known: AtomicU64,
@@ -70,26 +88,20 @@ impl Shard {
     ///
     /// # Errors
     /// If what is stored is damaged, or the store cannot be read. Nothing was served then.
-    pub async fn start(
-        shard: ShardId,
-        config: GroupConfig,
-        store: &Store,
-        writer: &LogWriter,
-        router: &Arc<Router>,
-        clock: &Clock,
-        timeline: &Arc<Timeline>,
-    ) -> Result<Shard, StartError> {
-        let core = Core::new(shard, timeline);
-        let machine = ShardMachine::new(store, shard, &core);
-        let group = Group::start(config, store, writer, machine).await?;
+    pub async fn start(shard: ShardId, config: GroupConfig, context: Context) -> Result<Shard, StartError> {
+        let Context { store, writer, router, clock, timeline, metrics } = context;
+        let core = Core::new(shard, &timeline);
+        let machine = ShardMachine::new(&store, shard, &core);
+        let group = Group::start(config, &store, &writer, machine).await?;
         let inner = Arc::new(Inner {
             shard,
-            store: store.clone(),
-            mvcc: Mvcc::new(store, shard),
+            mvcc: Mvcc::new(&store, shard),
+            store,
             core,
             group,
-            router: router.clone(),
-            clock: clock.clone(),
+            router,
+            clock,
+            metrics,
             next_read: AtomicU64::new(0),
             newest_known: AtomicU64::new(0),
             moving: Mutex::default(),
@@ -389,6 +401,7 @@ impl Inner {
             return;
         }
         core.leader = Some(Leader::new(lead, fresh, Instant::now(), &core.state));
+        self.metrics.led();
         tracing::info!(shard = %self.shard, lead, "serving");
         self.core.changed.notify_one();
     }

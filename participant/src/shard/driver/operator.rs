@@ -1,6 +1,7 @@
 //! What an operator sees of a shard, and does to it.
 
 use std::io;
+use std::time::Duration;
 
 use troth_protocol::message::admin::{InDoubt, ShardStatus, TxnAtShard};
 use troth_protocol::message::overview::ShardReport;
@@ -38,6 +39,13 @@ impl Shard {
             locks: core.state.locks().len() as u64,
             waiting: core.leader.as_ref().map_or(0, Leader::waiting) as u64,
         }
+    }
+
+    /// The age of the oldest transaction that is prepared here, if this replica leads.
+    pub fn oldest_in_doubt(&self) -> Option<Duration> {
+        let core = self.inner.core.lock();
+        let oldest = core.leader.as_ref().and_then(|_| core.state.prepared().keys().next())?;
+        Some(Duration::from_millis(self.inner.clock.millis().saturating_sub(oldest.start.millis())))
     }
 
     /// How it is, for a sign of life.
