@@ -52,6 +52,34 @@ pub struct Plan {
     pub shards: u16,
     /// How many replicas a shard has.
     pub replicas: u16,
+    /// Where servers show metrics and health.
+    pub http: HttpPlan,
+}
+
+/// Where servers show metrics and health over HTTP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HttpPlan {
+    /// Nowhere.
+    Off,
+    /// On loopback, at the port where the server listens and 2000 more.
+    Beside,
+    /// On loopback, at any port; the file `http-address` in the data folder tells.
+    Anywhere,
+}
+
+impl HttpPlan {
+    /// The section of a server that listens there.
+    fn section(self, listen: &str) -> String {
+        let port = match self {
+            HttpPlan::Off => None,
+            HttpPlan::Beside => {
+                let own = listen.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
+                own.and_then(|own| own.checked_add(2000))
+            }
+            HttpPlan::Anywhere => Some(0),
+        };
+        port.map(|port| format!("[http]\nlisten = \"127.0.0.1:{port}\"\n\n")).unwrap_or_default()
+    }
 }
 
 /// A participant that shall be.
@@ -67,6 +95,8 @@ pub struct Newcomer {
     pub zone: String,
     /// Its share of the shards, relative to others.
     pub weight: u32,
+    /// Where it shows metrics and health.
+    pub http: HttpPlan,
 }
 
 /// A folder with the files of a cluster.
@@ -156,8 +186,14 @@ impl Layout {
         }
         for (listen, id) in plan.participants.iter().zip(1..) {
             let coordinators = plan.coordinators.clone();
-            let newcomer =
-                Newcomer { id, listen: listen.clone(), coordinators, zone: String::new(), weight: 1 };
+            let newcomer = Newcomer {
+                id,
+                listen: listen.clone(),
+                coordinators,
+                zone: String::new(),
+                weight: 1,
+                http: plan.http,
+            };
             self.write_participant(&authority, &newcomer)?;
         }
         for role in [Role::Client, Role::Admin] {
@@ -196,8 +232,13 @@ impl Layout {
     /// # Errors
     /// If the folder cannot be written.
     pub fn write_clients(&self, coordinators: &[String]) -> Result<(), LayoutError> {
-        let plan =
-            Plan { coordinators: coordinators.to_vec(), participants: Vec::new(), shards: 0, replicas: 0 };
+        let plan = Plan {
+            coordinators: coordinators.to_vec(),
+            participants: Vec::new(),
+            shards: 0,
+            replicas: 0,
+            http: HttpPlan::Off,
+        };
         for role in [Role::Client, Role::Admin] {
             self.write(&format!("{role}.toml"), &client_file(&plan, role), false)?;
         }
@@ -242,12 +283,12 @@ fn coordinator_file(plan: &Plan, id: u64, address: &str, name: &str) -> String {
         plan.shards,
         plan.replicas,
         plan.participants.len(),
-        tls(name)
+        plan.http.section(address) + &tls(name)
     )
 }
 
 fn participant_file(newcomer: &Newcomer, name: &str) -> String {
-    let Newcomer { id, listen, coordinators, zone, weight } = newcomer;
+    let Newcomer { id, listen, coordinators, zone, weight, http } = newcomer;
     let mut place = String::new();
     if !zone.is_empty() {
         place += &format!("zone = {zone:?}\n");
@@ -257,7 +298,7 @@ fn participant_file(newcomer: &Newcomer, name: &str) -> String {
     }
     format!(
         "id = {id}\nlisten = \"{listen}\"\ndata = \"data/{name}\"\ncoordinators = {coordinators:?}\n{place}\n{}",
-        tls(name)
+        http.section(listen) + &tls(name)
     )
 }
 

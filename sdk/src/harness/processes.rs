@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::Role;
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::layout::{Layout, LayoutError, Newcomer, Plan};
+use crate::layout::{HttpPlan, Layout, LayoutError, Newcomer, Plan};
 use crate::operator::Operator;
 
 /// Something about the processes failed.
@@ -227,6 +227,7 @@ impl Processes {
             participants: participants.to_vec(),
             shards: shape.shards,
             replicas: shape.replicas,
+            http: HttpPlan::Off,
         })?;
         let logs = folder.join("logs");
         fs::create_dir_all(&logs).map_err(failed(format!("cannot make {}", logs.display())))?;
@@ -255,6 +256,7 @@ impl Processes {
             coordinators: self.addresses.clone(),
             zone: String::new(),
             weight: 1,
+            http: HttpPlan::Off,
         })?;
         let process = Process::new(self.layout.folder(), &self.binaries, Role::Participant, id)?;
         self.participants.push(process);

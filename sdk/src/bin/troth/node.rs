@@ -8,7 +8,7 @@ use serde_json::json;
 use troth_protocol::ring::WEIGHT_MAX;
 use troth_protocol::{NodeId, NodeState};
 use troth_sdk::ClientConfig;
-use troth_sdk::layout::{Layout, Newcomer};
+use troth_sdk::layout::{HttpPlan, Layout, Newcomer};
 use troth_sdk::operator::{NodeChange, Operator, OperatorError, Overview};
 
 use crate::Context;
@@ -60,7 +60,7 @@ fn init(context: &Context, options: InitOptions) -> Result<(), Failure> {
         return Err(Failure::new(EXIT_USAGE, reason));
     }
     let coordinators = ClientConfig::load(&dir.join("client.toml"))?.coordinators;
-    let newcomer = Newcomer { id, listen, coordinators, zone, weight };
+    let newcomer = Newcomer { id, listen, coordinators, zone, weight, http: HttpPlan::Beside };
     let made = Layout::at(&dir).add_participant(&newcomer);
     let config = made.map_err(|error| Failure::new(EXIT_FAILED, error))?;
     if context.json {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 use troth_sdk::Role;
-use troth_sdk::layout::{Layout, Plan};
+use troth_sdk::layout::{HttpPlan, Layout, Plan};
 
 use crate::Context;
 use crate::output::{EXIT_FAILED, EXIT_USAGE, Failure, line};
@@ -33,6 +33,9 @@ pub struct InitOptions {
     /// Shards. Fixed for ever.
     #[arg(long, default_value_t = 16)]
     shards: u16,
+    /// Show metrics and health nowhere, and not on loopback, at a server's port and 2000 more.
+    #[arg(long)]
+    no_http: bool,
 }
 
 /// Makes the files of a new cluster.
@@ -56,6 +59,7 @@ pub fn init(context: &Context, options: InitOptions) -> Result<(), Failure> {
         participants: options.participants,
         shards: options.shards,
         replicas: options.replicas,
+        http: if options.no_http { HttpPlan::Off } else { HttpPlan::Beside },
     };
     let cluster = layout.create(&plan).map_err(|error| Failure::new(EXIT_FAILED, error))?;
     let dir = options.dir.display();
