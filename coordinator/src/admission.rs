@@ -6,8 +6,10 @@
 //!
 //! ```text
 //!   limit ▲ a little, while it is reached and commits are quick
-//!         ▼ a tenth, when half of the commits take longer than the target
+//!         ▼ to a tenth less than are under way, when half of the commits take longer than the target
 //! ```
+//!
+//! It begins at its largest: where nothing is known to be slow, nobody is refused.
 //!
 //! *Fair*: a client that has fewer under way than its share of the limit may begin, however many the
 //! others have. *Separate*: a transaction that waits for a shard much longer than usual does not count,
@@ -47,8 +49,13 @@ const BEGUN_MEMORY: Duration = Duration::from_secs(1);
 const SLOW_FACTOR: u32 = 8;
 const SLOW_MIN: Duration = Duration::from_millis(200);
 
-/// Transactions that may wait for one shard, however small the limit is.
+/// The limit falls at once to as many as are under way, but no further than this, and below by tenths:
+/// that few commits are slow may have another reason than their number.
+const LIMIT_FALLS_TO: usize = 256;
+
+/// Half of the limit may wait for one shard, but at least and at most so many.
 const WAITING_MIN: usize = 64;
+const WAITING_MAX: usize = 1024;
 
 /// The shortest and longest time after which who was refused shall come back.
 const RETRY_MIN: Duration = Duration::from_millis(10);
@@ -122,6 +129,8 @@ pub struct Admission {
     samples: Vec<Duration>,
     /// Whether the limit was reached in this window.
     reached: bool,
+    /// The most that were under way in this window.
+    peak: usize,
     /// What half of the commits took at most, in the last window.
     usual: Duration,
     /// The quickest windows: when, and how quick.
@@ -136,7 +145,7 @@ impl Admission {
     pub fn new(bounds: Bounds, now: Instant) -> Admission {
         Admission {
             bounds,
-            limit: 256.0_f64.clamp(bounds.limit_min as f64, bounds.limit_max as f64),
+            limit: bounds.limit_max as f64,
             clients: BTreeMap::new(),
             flights: BTreeMap::new(),
             by_age: BTreeSet::new(),
@@ -149,6 +158,7 @@ impl Admission {
             window: now,
             samples: Vec::new(),
             reached: false,
+            peak: 0,
             usual: Duration::ZERO,
             quiet: VecDeque::new(),
             decided: [0.0; 2],
@@ -195,6 +205,7 @@ impl Admission {
         }
         let refused = count as usize - granted;
         self.reached |= refused > 0 || granted == free;
+        self.peak = self.peak.max(self.under_way());
         self.refused[0] += refused as f64;
         Admitted { count: granted as u32, retry_after: self.retry_after() }
     }
@@ -217,7 +228,7 @@ impl Admission {
         shards: impl IntoIterator<Item = ShardId>,
     ) -> Result<(), Duration> {
         let waits_for: BTreeSet<ShardId> = shards.into_iter().collect();
-        let most = WAITING_MIN.max(self.limit() / 2);
+        let most = (self.limit() / 2).clamp(WAITING_MIN, WAITING_MAX);
         if waits_for.iter().any(|shard| self.waiting.get(shard).is_some_and(|count| *count >= most)) {
             self.refused[0] += 1.0;
             return Err(SLOW_MIN);
@@ -289,7 +300,7 @@ impl Admission {
             self.remember_quiet(now);
             let quick = self.quiet.iter().map(|(_, took)| *took).min().unwrap_or(self.usual);
             if self.usual > self.bounds.target.max(2 * quick) {
-                self.limit *= 0.9;
+                self.limit = 0.9 * self.limit.min(self.peak.max(LIMIT_FALLS_TO) as f64);
             } else if self.reached {
                 self.limit += (self.limit * 0.05).max(1.0);
             }
@@ -302,6 +313,7 @@ impl Admission {
         self.window = now;
         self.samples.clear();
         self.reached = false;
+        self.peak = self.under_way();
         (self.begun_lately, self.arrived_lately) = (0.0, 0.0);
         self.decided = [0.0, self.decided[0]];
         self.refused = [0.0, self.refused[0]];
@@ -488,7 +500,10 @@ mod tests {
             }
             model.milli(&[(1, 5)]);
         }
-        assert!(stuck <= model.admission.limit() && refused > 4_000, "{stuck} wait, {refused} were refused");
+        assert!(
+            stuck <= WAITING_MAX && refused >= 5_000 - WAITING_MAX,
+            "{stuck} wait, {refused} were refused"
+        );
         assert!(model.done[&client(1)] >= 24_500, "the others go on: {:?}", model.done);
     }
 

@@ -1,6 +1,7 @@
 //! Too much to do, and a shard that does nothing: who suffers from it, and who does not.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +15,16 @@ use troth_tests::drill::{Drill, Server};
 use troth_tests::{connect, in_time};
 
 const SMALL: Shape = Shape { coordinators: 1, nodes: 3, replicas: 1, shards: 12 };
+
+/// A cluster whose coordinator takes so many transactions.
+async fn start(folder: &Path, in_flight: usize) -> Drill {
+    Drill::start_with(folder, SMALL, async |cluster: &mut Processes| {
+        let config = cluster.coordinators[0].config();
+        let text = fs::read_to_string(config).expect("a configuration");
+        fs::write(config, text + &format!("\n[limits]\nin_flight = {in_flight}\n")).expect("writable");
+    })
+    .await
+}
 
 /// What clients did.
 #[derive(Default)]
@@ -83,12 +94,7 @@ fn writers(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_greedy_client_is_refused_and_a_modest_one_is_not() {
     let folder = tempfile::tempdir().expect("a folder");
-    let drill = Drill::start_with(folder.path(), SMALL, async |cluster: &mut Processes| {
-        let config = cluster.coordinators[0].config();
-        let text = fs::read_to_string(config).expect("a configuration");
-        fs::write(config, text + "\n[limits]\nin_flight = 24\n").expect("writable");
-    })
-    .await;
+    let drill = start(folder.path(), 24).await;
     let modest = connect(&drill.cluster).await;
     let stop = Arc::new(AtomicBool::new(false));
     let keys = |who: &str| {
@@ -129,7 +135,7 @@ async fn a_greedy_client_is_refused_and_a_modest_one_is_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_shard_holds_up_nobody_who_does_not_need_it() {
     let folder = tempfile::tempdir().expect("a folder");
-    let drill = Drill::start(folder.path(), SMALL).await;
+    let drill = start(folder.path(), 512).await;
     drill.until_shared().await;
     let map = drill.client.map();
     // All shards of one node are slow.
