@@ -146,8 +146,6 @@ pub struct Basics {
 pub struct HttpConfig {
     /// Where to listen; port 0: the system chooses one.
     pub listen: SocketAddr,
-    /// What the console asks for before it shows anything; `None`: there is no console.
-    pub console_token: Option<String>,
 }
 
 impl Common<'_> {
@@ -324,44 +322,19 @@ impl LogSection {
     }
 }
 
-/// The shortest token: as long as a random one of 96 bits.
-const TOKEN_LENGTH_MIN: usize = 16;
-
 /// What is shown over HTTP.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpSection {
     /// Where metrics and health are shown: `host:port`; port 0: the system chooses one. Left out: nowhere.
     pub listen: Option<String>,
-    /// Coordinators only: show the console there too, to those who know what is in `token_file`.
-    pub console: bool,
-    /// A file with a token of 16 characters or more in one line.
-    pub token_file: Option<PathBuf>,
 }
 
 impl HttpSection {
     fn resolve(&self, source: &Source) -> Result<Option<HttpConfig>, ConfigError> {
-        let Some(listen) = &self.listen else {
-            if self.console || self.token_file.is_some() {
-                return Err(source.missing("http.listen", "listen = \"127.0.0.1:9450\""));
-            }
-            return Ok(None);
-        };
+        let Some(listen) = &self.listen else { return Ok(None) };
         let listen = resolve(listen).map_err(|reason| source.error("http.listen", reason))?;
-        if !self.console {
-            return Ok(Some(HttpConfig { listen, console_token: None }));
-        }
-        let file = self.token_file.as_ref();
-        let path = file.ok_or_else(|| source.missing("http.token_file", "token_file = \"console-token\""))?;
-        let path = source.path(path);
-        let text = fs::read_to_string(&path).map_err(|source| ConfigError::Read { path, source })?;
-        let token = text.trim().to_owned();
-        if token.len() < TOKEN_LENGTH_MIN || !token.chars().all(|c| c.is_ascii_alphanumeric()) {
-            let reason =
-                format!("must hold at least {TOKEN_LENGTH_MIN} letters and digits, and nothing else");
-            return Err(source.error("http.token_file", reason));
-        }
-        Ok(Some(HttpConfig { listen, console_token: Some(token) }))
+        Ok(Some(HttpConfig { listen }))
     }
 }
 
