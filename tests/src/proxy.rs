@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::net::UdpSocket;
@@ -18,6 +19,7 @@ const CALLERS_MAX: usize = 256;
 pub struct Proxy {
     address: SocketAddr,
     cut: Arc<Mutex<HashSet<SocketAddr>>>,
+    refused: Arc<AtomicU64>,
     _tasks: JoinSet<()>,
 }
 
@@ -31,8 +33,9 @@ impl Proxy {
         let address = front.local_addr().expect("it is bound");
         let cut: Arc<Mutex<HashSet<SocketAddr>>> = Arc::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(carry(front, server, cut.clone()));
-        Proxy { address, cut, _tasks: tasks }
+        let refused: Arc<AtomicU64> = Arc::default();
+        tasks.spawn(carry(front, server, cut.clone(), refused.clone()));
+        Proxy { address, cut, refused, _tasks: tasks }
     }
 
     /// Where it listens.
@@ -45,20 +48,39 @@ impl Proxy {
         self.cut.lock().insert(caller);
     }
 
+    /// How often one who is cut off has tried to connect anew: first its old connections must have died.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     /// Everything passes again.
     pub fn heal(&self) {
         self.cut.lock().clear();
     }
 }
 
-async fn carry(front: Arc<UdpSocket>, server: SocketAddr, cut: Arc<Mutex<HashSet<SocketAddr>>>) {
+/// A QUIC packet that begins a connection: an Initial one, in the first version of QUIC.
+fn begins_a_connection(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0xf0 == 0xc0)
+}
+
+async fn carry(
+    front: Arc<UdpSocket>,
+    server: SocketAddr,
+    cut: Arc<Mutex<HashSet<SocketAddr>>>,
+    refused: Arc<AtomicU64>,
+) {
     let mut callers: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
     let mut backward = JoinSet::new();
     let mut datagram = vec![0; DATAGRAM_MAX];
     loop {
         // An error is that of a datagram that somebody did not want.
         let Ok((length, caller)) = front.recv_from(&mut datagram).await else { continue };
-        if cut.lock().contains(&caller) || (!callers.contains_key(&caller) && callers.len() == CALLERS_MAX) {
+        if cut.lock().contains(&caller) {
+            refused.fetch_add(begins_a_connection(&datagram[..length]).into(), Ordering::Relaxed);
+            continue;
+        }
+        if !callers.contains_key(&caller) && callers.len() == CALLERS_MAX {
             continue;
         }
         let back = match callers.get(&caller) {

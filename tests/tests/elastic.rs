@@ -280,8 +280,10 @@ async fn who_sends_and_who_receives_are_cut_off_from_each_other_and_healed() {
     for source in &sources {
         drill.release(*source).await;
     }
-    // Longer than a connection lives without a word.
-    sleep(Duration::from_secs(7)).await;
+    eventually("their connections have died, and new ones are not made", async || {
+        proxies[target_at].1.refused() > 0 || proxies[source_at].1.refused() > 0
+    })
+    .await;
     witness.until_it_goes_on().await;
     let overview = in_time(drill.operator.overview()).await.expect("a coordinator leads");
     assert!(!overview.map.moves.is_empty(), "what is cut off cannot arrive");

@@ -49,6 +49,9 @@ async fn write(client: &Client, keys: [&str; 2]) -> Result<Commit, Error> {
 /// Keys that one writer takes in turn, so that it does not meet the locks of its own last one.
 const TURNS: usize = 50;
 
+/// Transactions that are waited for where their rate is measured.
+const MANY: u64 = 1000;
+
 /// Writes again and again, each to keys of its own. Who is not patient comes back soon, whatever it is
 /// told.
 fn writers(
@@ -157,8 +160,9 @@ async fn a_slow_shard_holds_up_nobody_who_does_not_need_it() {
     let committed = |counts: &Counts| counts.committed.load(Ordering::Relaxed);
     troth_tests::eventually("they are at it", async || committed(&quick) > 200).await;
     let (began, before) = (Instant::now(), committed(&quick));
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let calm = (committed(&quick) - before) as f64 / began.elapsed().as_secs_f64();
+    let many = async || committed(&quick) >= before + MANY;
+    troth_tests::eventually("many in peace", many).await;
+    let calm = MANY as f64 / began.elapsed().as_secs_f64();
     quick.slowest_ms.store(0, Ordering::Relaxed);
 
     drill.hold_for(Server::Participant(1), FaultPoint::LogSync, Duration::from_secs(6)).await;
@@ -170,7 +174,9 @@ async fn a_slow_shard_holds_up_nobody_who_does_not_need_it() {
     let (held, mut slow_set) = writers(&other, "slow", 400, slow_keys, true, &stop);
     drill.until_held(Server::Participant(1), FaultPoint::LogSync).await;
     let (began, before) = (Instant::now(), committed(&quick));
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    let many = async || committed(&quick) >= before + MANY && held.refused.load(Ordering::Relaxed) > 0;
+    troth_tests::eventually("many meanwhile, and not all who need the slow shard can wait for it", many)
+        .await;
     let meanwhile = (committed(&quick) - before) as f64 / began.elapsed().as_secs_f64();
     let slowest = quick.slowest_ms.load(Ordering::Relaxed);
     let refused = held.refused.load(Ordering::Relaxed);
@@ -180,7 +186,6 @@ async fn a_slow_shard_holds_up_nobody_who_does_not_need_it() {
     assert!(meanwhile > calm / 2.0, "{meanwhile:.0}/s instead of {calm:.0}/s");
     assert!(slowest < 1000, "{slowest} ms");
     assert_eq!(quick.failed.load(Ordering::Relaxed) + quick.refused.load(Ordering::Relaxed), 0);
-    assert!(refused > 0, "not all who need the slow shard can wait for it");
 
     troth_tests::eventually("the slow ones go on", async || committed(&held) > 400).await;
     stop.store(true, Ordering::Relaxed);
