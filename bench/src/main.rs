@@ -3,6 +3,7 @@
 mod failover;
 mod overload;
 mod report;
+mod ring;
 mod transfer;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ enum Command {
     Overload(overload::Options),
     /// Kills a leader again and again under such transfers, and takes the time until they go on.
     Failover(failover::Options),
+    /// What the ring moves when a node comes or goes, and how evenly it divides: computed, without a cluster.
+    Ring(ring::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
             }
             Command::Overload(options) => overload::run(options).await,
             Command::Failover(options) => failover::run(options).await,
+            Command::Ring(options) => ring::run(options),
         }
     };
     match runtime(None).context("cannot start the runtime").and_then(|runtime| runtime.block_on(run)) {
