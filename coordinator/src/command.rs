@@ -55,7 +55,10 @@ pub enum Command {
         voters: Vec<NodeId>,
         /// The entry of its own log that made them so.
         formed: LogId,
-        /// Bytes that were sent for it.
+    },
+    /// Bytes were sent to take a shard elsewhere.
+    Carried {
+        /// How many more.
         bytes: u64,
     },
     /// Timestamps may be handed out up to here.

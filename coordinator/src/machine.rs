@@ -336,6 +336,7 @@ fn named(command: &Command) -> Named {
         | Command::Lose { .. }
         | Command::Move { .. }
         | Command::Moved { .. }
+        | Command::Carried { .. }
         | Command::Forget { .. }
         | Command::Retire { .. } => Named::Nothing,
     }

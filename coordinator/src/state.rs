@@ -173,8 +173,15 @@ impl State {
                 self.begin_moves(epoch, moves, mutations);
                 Output::Done
             }
-            Command::Moved { shard, voters, formed, bytes } => {
-                self.end_move(shard, voters, formed, bytes, mutations);
+            Command::Moved { shard, voters, formed } => {
+                self.end_move(shard, voters, formed, mutations);
+                Output::Done
+            }
+            Command::Carried { bytes } => {
+                if let Some(catalog) = &mut self.catalog {
+                    catalog.moved_bytes = catalog.moved_bytes.saturating_add(bytes);
+                    mutations.push(Mutation::Catalog);
+                }
                 Output::Done
             }
             Command::Ceiling { epoch, ceiling } => {
@@ -402,10 +409,9 @@ impl State {
         shard: ShardId,
         voters: Vec<NodeId>,
         formed: LogId,
-        bytes: u64,
         mutations: &mut Vec<Mutation>,
     ) {
-        let Some(Catalog { map, moved_shards, moved_bytes, .. }) = &mut self.catalog else {
+        let Some(Catalog { map, moved_shards, .. }) = &mut self.catalog else {
             return;
         };
         let Ok(at) = map.moves.binary_search_by_key(&shard, |step| step.shard) else {
@@ -419,7 +425,6 @@ impl State {
         let (place, formed_by) = (usize::from(shard.0), Some(formed));
         if !same(&map.placement[place], &step.to) {
             *moved_shards += 1;
-            *moved_bytes += bytes;
         }
         map.placement[place] = step.to;
         map.formed[place] = map.formed[place].max(formed_by);

@@ -391,8 +391,9 @@ mod tests {
             WhoLeads 96 582a97f8e7900f6a
             Map 96 943e088ef5bada83
             Register 189 829409c00c968f69
-            Moved 112 0e37800f0b0dcae7
-            Resolve 144 80ca526437645976
+            Moved 112 ef688d2de2eeafe8
+            Carried 96 1cb2aec857ac2094
+            Resolve 144 400393e383fab612
             Read 113 937c6d4c5f556dc0
             Scan 97 da4430d5c71451ce
             ShardWhoLeads 96 759cf430e748adbc
@@ -505,7 +506,7 @@ mod tests {
     #[test]
     fn the_samples_know_every_request() {
         let names: BTreeSet<_> = requests().iter().map(Request::name).collect();
-        assert_eq!(names.len(), 25, "{names:?}");
+        assert_eq!(names.len(), 26, "{names:?}");
     }
 
     #[test]

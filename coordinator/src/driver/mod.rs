@@ -169,9 +169,8 @@ impl Coordinator {
             Request::Register { node, folder, known, report } => {
                 inner.register(node, folder, known, report).await
             }
-            Request::Moved { shard, voters, formed, bytes } => {
-                inner.moved(shard, voters, formed, bytes).await
-            }
+            Request::Moved { shard, voters, formed } => inner.moved(shard, voters, formed).await,
+            Request::Carried { bytes } => inner.carried(bytes).await,
             Request::Resolve { txns } => inner.resolve(&txns).await,
         }
     }

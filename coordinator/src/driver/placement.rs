@@ -150,14 +150,21 @@ impl Inner {
         shard: ShardId,
         voters: Vec<NodeId>,
         formed: LogId,
-        bytes: u64,
     ) -> Result<Response, Reject> {
         if self.core.lock().leader.is_none() {
             return Err(self.not_leader());
         }
         let began = Instant::now();
-        self.propose(&Command::Moved { shard, voters: voters.clone(), formed, bytes }).await?;
+        self.propose(&Command::Moved { shard, voters: voters.clone(), formed }).await?;
         tracing::info!(%shard, replicas = ?voters, took = ?began.elapsed(), "a shard has moved");
+        Ok(Response::Noted)
+    }
+
+    pub(super) async fn carried(&self, bytes: u64) -> Result<Response, Reject> {
+        if self.core.lock().leader.is_none() {
+            return Err(self.not_leader());
+        }
+        self.propose(&Command::Carried { bytes }).await?;
         Ok(Response::Noted)
     }
 }

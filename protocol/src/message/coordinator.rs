@@ -57,7 +57,11 @@ pub enum Request {
         voters: Vec<NodeId>,
         /// The entry of its log that made them so; it is committed.
         formed: LogId,
-        /// Bytes of keys and values that this leader sent for it.
+    },
+    /// The leader of a shard on its way has sent bytes of keys and values for that, and says so before it
+    /// is not the leader any more. For operators; nothing depends on it.
+    Carried {
+        /// How many, since it said so last.
         bytes: u64,
     },
     /// A shard asks about transactions that it has prepared and heard nothing of.
@@ -106,7 +110,7 @@ pub enum Response {
     Map(ClusterMap),
     /// To `Map` and `Register`: the asker has the newest version.
     MapUnchanged,
-    /// To `Moved`: it is in the map.
+    /// To `Moved` and `Carried`: it is noted.
     Noted,
     /// To `Resolve`: for each transaction, in order.
     Resolved {

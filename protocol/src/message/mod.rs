@@ -65,6 +65,7 @@ impl Request {
                 coordinator::Request::Commit(_) | coordinator::Request::Outcome { .. } => !role.is_server(),
                 coordinator::Request::Register { .. }
                 | coordinator::Request::Moved { .. }
+                | coordinator::Request::Carried { .. }
                 | coordinator::Request::Resolve { .. } => role == Role::Participant,
             },
             Request::Shard { request, .. } => match request {
@@ -102,6 +103,7 @@ impl Request {
                 coordinator::Request::Map { .. } => "Map",
                 coordinator::Request::Register { .. } => "Register",
                 coordinator::Request::Moved { .. } => "Moved",
+                coordinator::Request::Carried { .. } => "Carried",
                 coordinator::Request::Resolve { .. } => "Resolve",
             },
             Request::Shard { request, .. } => match request {

@@ -137,8 +137,8 @@ pub fn requests() -> Vec<Request> {
             shard: ShardId(7),
             voters: vec![NodeId(1), NodeId(2)],
             formed: raft::LogId { term: 4, index: 99 },
-            bytes: 1000,
         }),
+        Request::Coordinator(coordinator::Request::Carried { bytes: 1000 }),
         Request::Coordinator(coordinator::Request::Resolve { txns: vec![TXN; 3] }),
         of_shard(shard::Request::Read { at: Timestamp(9), keys: vec!["a".into(), "".into()] }),
         of_shard(shard::Request::Scan {

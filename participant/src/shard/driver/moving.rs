@@ -41,6 +41,8 @@ pub(super) struct Underway {
     began: Instant,
     /// Bytes that had left in snapshots before it began.
     before: SnapshotBytes,
+    /// Bytes that had left, and that the coordinators know of.
+    reported: u64,
 }
 
 /// What is missing could not be done now.
@@ -89,7 +91,8 @@ impl Inner {
     async fn carry_out(&self, step: &Move) {
         let before = self.group.snapshot_bytes();
         let began = Instant::now();
-        *self.moving.lock() = Some(Underway { stage: MoveStage::Joining, began, before });
+        *self.moving.lock() =
+            Some(Underway { stage: MoveStage::Joining, began, before, reported: before.sent });
         loop {
             match self.advance(step).await {
                 Ok(true) => return,
@@ -123,7 +126,8 @@ impl Inner {
             fault::pass(FaultPoint::BeforeMoved).await;
             let formed = members.set_by.expect("a configuration that is committed has an entry");
             let voters = step.to.clone();
-            let request = Request::Moved { shard: self.shard, voters, formed, bytes: self.bytes_moved() };
+            self.report_bytes().await;
+            let request = Request::Moved { shard: self.shard, voters, formed };
             let deadline = tokio::time::Instant::now() + ASK_TIMEOUT;
             self.router.coordinator(request, Resend::Idempotent, deadline).await?;
             return Ok(true);
@@ -162,6 +166,7 @@ impl Inner {
         match staying.min_by_key(|follower| follower.behind) {
             Some(successor) => {
                 self.stage(MoveStage::HandingOver);
+                self.report_bytes().await;
                 group.transfer_leader(successor.node, TRANSFER_PATIENCE).await?;
             }
             // Nobody does who has a vote yet.
@@ -180,9 +185,24 @@ impl Inner {
         }
     }
 
-    fn bytes_moved(&self) -> u64 {
-        let before = self.moving.lock().as_ref().map_or(0, |underway| underway.before.sent);
-        self.group.snapshot_bytes().sent - before
+    /// Tells the coordinators how many bytes this leader has sent that it has not told of. Each is told of
+    /// at most once.
+    async fn report_bytes(&self) {
+        let sent = self.group.snapshot_bytes().sent;
+        let bytes = {
+            let mut moving = self.moving.lock();
+            let Some(underway) = &mut *moving else { return };
+            sent - std::mem::replace(&mut underway.reported, sent)
+        };
+        if bytes == 0 {
+            return;
+        }
+        let deadline = tokio::time::Instant::now() + ASK_TIMEOUT;
+        if let Err(error) =
+            self.router.coordinator(Request::Carried { bytes }, Resend::OnlyUnsent, deadline).await
+        {
+            tracing::debug!(shard = %self.shard, bytes, %error, "nobody counts what was sent");
+        }
     }
 
     /// How far this leader is, if the shard is on its way.
