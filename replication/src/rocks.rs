@@ -345,6 +345,7 @@ fn database_options() -> Options {
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_track_and_verify_wals_in_manifest(true);
     options.set_max_total_wal_size(512 << 20);
+    options.set_db_write_buffer_size(256 << 20);
     options.set_wal_bytes_per_sync(0);
     options.set_bytes_per_sync(1 << 20);
     options.set_max_background_jobs(2);
