@@ -1,6 +1,7 @@
 //! Measures Troth on a cluster of real processes on this machine.
 
 mod failover;
+mod move_shard;
 mod overload;
 mod report;
 mod ring;
@@ -33,6 +34,8 @@ enum Command {
     Overload(overload::Options),
     /// Kills a leader again and again under such transfers, and takes the time until they go on.
     Failover(failover::Options),
+    /// A large shard moves to a node that joins, under transfers: how long, how much memory, what they feel.
+    Move(move_shard::Options),
     /// What the ring moves when a node comes or goes, and how evenly it divides: computed, without a cluster.
     Ring(ring::Options),
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
             }
             Command::Overload(options) => overload::run(options).await,
             Command::Failover(options) => failover::run(options).await,
+            Command::Move(options) => move_shard::run(options).await,
             Command::Ring(options) => ring::run(options),
         }
     };

@@ -50,15 +50,8 @@ const fn in_zones(from: usize, to: usize) -> Change {
     Change { from, to, zones: true }
 }
 
-const CHANGES: [Change; 7] = [
-    change(3, 4),
-    change(4, 3),
-    change(8, 9),
-    change(9, 8),
-    change(32, 33),
-    in_zones(8, 9),
-    in_zones(9, 8),
-];
+const CHANGES: [Change; 7] =
+    [change(3, 4), change(4, 3), change(8, 9), change(9, 8), change(32, 33), in_zones(8, 9), in_zones(9, 8)];
 
 /// A share of all replicas, over many clusters.
 #[derive(Serialize)]
@@ -112,11 +105,16 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     if options.json {
-        println!("{}", serde_json::json!({ "clusters": options.clusters, "seed": options.seed, "rows": rows }));
+        println!(
+            "{}",
+            serde_json::json!({ "clusters": options.clusters, "seed": options.seed, "rows": rows })
+        );
         return Ok(());
     }
     println!("{} random clusters for each line", options.clusters);
-    println!("| nodes | replicas | shards | fair | moved: mean (least to most) | fullest node | emptiest node |");
+    println!(
+        "| nodes | replicas | shards | fair | moved: mean (least to most) | fullest node | emptiest node |"
+    );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     for row in rows {
         println!(

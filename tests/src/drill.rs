@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
 use troth_protocol::NodeId;
-use troth_protocol::ring::diff;
+use troth_sdk::harness::moving::{change_node, until_placed};
 use troth_sdk::harness::processes::{Process, Processes, Shape};
 use troth_sdk::harness::until_settled;
 use troth_sdk::operator::{
@@ -67,35 +66,21 @@ impl Drill {
 
     /// Puts a participant on the ring, as soon as it has made itself known.
     pub async fn admit(&self, id: u64) {
-        let admit = NodeChange::Admit { weight: None, zone: None };
-        eventually("the node is admitted", async || {
-            self.operator.change_node(NodeId(id), admit.clone()).await.is_ok()
-        })
-        .await;
+        self.change(id, NodeChange::Admit { weight: None, zone: None }).await;
     }
 
     /// Lets a participant hand over all that it holds.
     pub async fn drain(&self, id: u64) {
-        eventually("the node is being drained", async || {
-            self.operator.change_node(NodeId(id), NodeChange::Drain).await.is_ok()
-        })
-        .await;
+        self.change(id, NodeChange::Drain).await;
+    }
+
+    async fn change(&self, id: u64, change: NodeChange) {
+        change_node(&self.operator, NodeId(id), change, PATIENCE).await.expect("it is done");
     }
 
     /// Waits until no shard is on its way, and all are where they should be.
     pub async fn until_placed(&self) -> Overview {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let overview = self.operator.overview().await;
-            if let Ok(overview) = &overview
-                && overview.map.moves.is_empty()
-                && diff(&overview.map.placement, &overview.target).is_empty()
-            {
-                return overview.clone();
-            }
-            assert!(Instant::now() < deadline, "shards stay on their way: {overview:#?}");
-            sleep(Duration::from_millis(50)).await;
-        }
+        until_placed(&self.operator, PATIENCE).await.expect("all moves end")
     }
 
     /// Waits until every shard is served.

@@ -3,6 +3,7 @@
 
 pub mod bank;
 pub mod load;
+pub mod moving;
 pub mod processes;
 
 use std::time::{Duration, Instant};
