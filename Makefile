@@ -16,7 +16,7 @@ setup: ## system packages, and RocksDB compiled once for all
 build: setup ## all release binaries, in target/release
 	cargo build --release --locked --workspace --bins --features troth-sdk/cli
 
-demo: build ## bank transfers on real processes; their leader and a participant are killed
+demo: build ## bank transfers on real processes; servers are killed, come and go
 	target/release/troth demo
 
 test: setup ## all tests

@@ -1,5 +1,5 @@
-//! `troth demo`: money moves between accounts on different machines, servers die in the middle of it,
-//! and not a coin is lost.
+//! `troth demo`: money moves between accounts on different machines, servers die, come and go in the
+//! middle of it, and not a coin is lost.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -14,16 +14,21 @@ use tokio::time::sleep;
 use troth_protocol::{NodeId, ShardId, TxnId};
 use troth_sdk::harness::bank::{Audit, Bank};
 use troth_sdk::harness::load::{Counts, Load};
+use troth_sdk::harness::moving::{change_node, until_placed};
 use troth_sdk::harness::processes::{Process, Processes, Shape, binaries};
 use troth_sdk::harness::until_settled;
-use troth_sdk::operator::{Fault, FaultAction, FaultPoint, Operator, Peer};
+use troth_sdk::operator::{Fault, FaultAction, FaultPoint, NodeChange, Operator, Overview, Peer};
 use troth_sdk::{Client, Outcome};
 
 use crate::Context;
-use crate::output::{EXIT_FAILED, Failure, line};
+use crate::output::{EXIT_FAILED, Failure, bytes_text, line};
 
 /// What is started.
 const SHAPE: Shape = Shape { coordinators: 3, nodes: 3, replicas: 3, shards: 16 };
+
+/// The participant that comes, and the one that goes.
+const NEWCOMER: NodeId = NodeId(4);
+const LEAVER: NodeId = NodeId(1);
 
 /// How long a killed process stays dead once transfers go on without it.
 const DEAD_FOR: Duration = Duration::from_millis(1500);
@@ -35,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Args)]
 pub struct Options {
     /// How long transfers run.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 20)]
     seconds: u64,
     /// Clients that move money at the same time.
     #[arg(long, default_value_t = 16, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
@@ -79,6 +84,16 @@ struct InDoubt {
     settled_after: Duration,
 }
 
+/// A participant that came or went, and what that moved.
+struct Change {
+    process: String,
+    what: &'static str,
+    began: Instant,
+    took: Duration,
+    shards: u64,
+    bytes: u64,
+}
+
 /// Runs the demo.
 pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
     let folder = tempfile::Builder::new().prefix("troth-demo-").tempdir()?;
@@ -115,11 +130,16 @@ async fn play(context: &Context, options: &Options, folder: &Path) -> anyhow::Re
     let load = Load::start(&bank, options.clients, 20);
     let mut stage = Stage { processes, client, operator, bank: bank.clone(), load, bar };
     let part = |part: f64| stage.load.began() + Duration::from_secs(options.seconds).mul_f64(part);
-    let (first, second, end) = (part(0.2), part(0.6), part(1.0));
-    stage.show_until(first, "transferring").await;
+    let moments = [part(0.15), part(0.35), part(0.55), part(0.75), part(1.0)];
+    let [leader_dies, one_joins, one_dies, one_leaves, end] = moments;
+    stage.show_until(leader_dies, "transferring").await;
     let (leader, in_doubt) = stage.kill_the_leader().await?;
-    stage.show_until(second, "transferring").await;
+    stage.show_until(one_joins, "transferring").await;
+    let joined = stage.join().await?;
+    stage.show_until(one_dies, "transferring").await;
     let participant = stage.kill_a_participant().await?;
+    stage.show_until(one_leaves, "transferring").await;
+    let drained = stage.drain().await?;
     stage.show_until(end, "transferring").await;
 
     let Stage { processes, client, operator, load, bar, .. } = stage;
@@ -137,6 +157,7 @@ async fn play(context: &Context, options: &Options, folder: &Path) -> anyhow::Re
         counts: &ended.counts,
         latencies: &latencies,
         kills: &[leader, participant],
+        changes: &[joined, drained],
         in_doubt: &in_doubt,
         before: before.audit(),
         after: after.audit(),
@@ -223,6 +244,52 @@ impl Stage {
         revive(process, "a participant that led shards", pid, struck, shards.len(), gap)
     }
 
+    /// Starts one more participant and puts it on the ring, and watches it take over its shards.
+    async fn join(&mut self) -> anyhow::Result<Change> {
+        let before = until_placed(&self.operator, PATIENCE).await?;
+        let began = Instant::now();
+        let process = self.processes.add_participant()?;
+        process.start()?;
+        let process = process.name.clone();
+        self.bar.set_message(format!("{process} joins"));
+        let admit = NodeChange::Admit { weight: None, zone: None };
+        change_node(&self.operator, NEWCOMER, admit, PATIENCE).await?;
+        self.moved(process, "it joined, and took its shards over", began, &before).await
+    }
+
+    /// Lets a participant hand over all that it has, and stops it.
+    async fn drain(&mut self) -> anyhow::Result<Change> {
+        let before = until_placed(&self.operator, PATIENCE).await?;
+        let began = Instant::now();
+        let process = self.processes.participants[0].name.clone();
+        self.bar.set_message(format!("{process} hands its shards over"));
+        change_node(&self.operator, LEAVER, NodeChange::Drain, PATIENCE).await?;
+        let change = self.moved(process, "it handed its shards over, and left", began, &before).await?;
+        change_node(&self.operator, LEAVER, NodeChange::Remove, PATIENCE).await?;
+        let status = self.processes.participants[0].stop(PATIENCE)?;
+        ensure!(status.success(), "{} did not stop as it should: {status}", change.process);
+        Ok(change)
+    }
+
+    /// Waits until all shards are where they should be, and tells what that moved.
+    async fn moved(
+        &self,
+        process: String,
+        what: &'static str,
+        began: Instant,
+        before: &Overview,
+    ) -> anyhow::Result<Change> {
+        let after = until_placed(&self.operator, PATIENCE).await?;
+        Ok(Change {
+            process,
+            what,
+            began,
+            took: began.elapsed(),
+            shards: after.moved_shards - before.moved_shards,
+            bytes: after.moved_bytes - before.moved_bytes,
+        })
+    }
+
     /// Waits until transfers go on at all these shards, and then for as long as a process stays dead.
     /// Tells how long they did not.
     async fn recovery(&self, struck: Instant, shards: &[ShardId], then: &str) -> anyhow::Result<Duration> {
@@ -286,6 +353,7 @@ struct Seen<'a> {
     counts: &'a Counts,
     latencies: &'a Histogram<u64>,
     kills: &'a [Kill],
+    changes: &'a [Change],
     in_doubt: &'a InDoubt,
     before: Audit,
     after: Audit,
@@ -312,13 +380,30 @@ fn report(seen: &Seen) -> (Value, bool) {
             })
         })
         .collect();
+    let changed: Vec<Value> = seen
+        .changes
+        .iter()
+        .map(|change| {
+            json!({
+                "process": change.process,
+                "what": change.what,
+                "at_ms": millis(change.began - seen.began),
+                "took_ms": millis(change.took),
+                "moved_shards": change.shards,
+                "moved_bytes": change.bytes,
+            })
+        })
+        .collect();
+    let moved_shards: u64 = seen.changes.iter().map(|change| change.shards).sum();
+    let moved_bytes: u64 = seen.changes.iter().map(|change| change.bytes).sum();
     let resolved = in_doubt.committed + in_doubt.aborted;
     let ok = before == after
         && seen.wrong_accounts == 0
         && counts.unknown == 0
         && counts.failed == 0
         && counts.committed > 0
-        && resolved > 0;
+        && resolved > 0
+        && seen.changes.iter().all(|change| change.shards > 0);
     let report = json!({
         "ok": ok,
         "seconds": seen.began.elapsed().as_secs_f64(),
@@ -334,6 +419,9 @@ fn report(seen: &Seen) -> (Value, bool) {
         "p99_us": seen.latencies.value_at_quantile(0.99),
         "killed": killed,
         "failover_ms": seen.kills.iter().map(|kill| millis(kill.gap)).collect::<Vec<_>>(),
+        "changed": changed,
+        "moved_shards": moved_shards,
+        "moved_bytes": moved_bytes,
         "in_doubt_resolved": resolved,
         "in_doubt_committed": in_doubt.committed,
         "in_doubt_aborted": in_doubt.aborted,
@@ -346,7 +434,8 @@ fn print(report: &Value) -> Result<(), Failure> {
     let number = |key: &str| report[key].as_u64().unwrap_or(0);
     let millis = |key: &str| number(key) as f64 / 1e3;
     line("Bank transfers between accounts on different shards, each one transaction;")?;
-    line("3 coordinators, 3 participants, 3 replicas of each shard, all of them processes of this machine")?;
+    line("3 coordinators, 3 participants, 3 replicas of each shard, all of them processes of this machine;")?;
+    line("servers are killed, one more participant joins, and one leaves")?;
     line(format!("  committed   {:>8}", number("committed")))?;
     line(format!(
         "  aborted     {:>8}  attempts that met another transfer or a dead server, made again",
@@ -373,6 +462,18 @@ fn print(report: &Value) -> Result<(), Failure> {
             "              it hurt for {:.2} s: so long no new transfer was committed on the slowest of {} shards",
             seconds("hurt_ms"),
             kill["shards"],
+        ))?;
+    }
+    for change in report["changed"].as_array().into_iter().flatten() {
+        let seconds = |key: &str| change[key].as_u64().unwrap_or(0) as f64 / 1e3;
+        let text = |key: &str| change[key].as_str().unwrap_or_default().to_owned();
+        line(format!("  moved       {}: {}", text("process"), text("what")))?;
+        line(format!(
+            "              {} shards, {} were sent, from {:.1} s on for {:.1} s",
+            change["moved_shards"],
+            bytes_text(change["moved_bytes"].as_u64().unwrap_or(0)),
+            seconds("at_ms"),
+            seconds("took_ms"),
         ))?;
     }
     line(format!(
