@@ -5,13 +5,16 @@ CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/troth/target
 export CARGO_TARGET_DIR
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help setup build demo test mutation check fmt doc clean
+.PHONY: help setup setup-tests build demo test mutation check fmt doc clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## system packages, and RocksDB compiled once for all
 	@scripts/setup
+
+setup-tests: ## the same, and what tests need: a headless browser, promtool
+	@scripts/setup tests
 
 build: setup ## all release binaries, in target/release
 	cargo build --release --locked --workspace --bins --features troth-sdk/cli
@@ -19,7 +22,7 @@ build: setup ## all release binaries, in target/release
 demo: build ## bank transfers on real processes; servers are killed, come and go
 	target/release/troth demo
 
-test: setup ## all tests
+test: setup-tests ## all tests
 	cargo test --locked --workspace
 	scripts/mutation
 

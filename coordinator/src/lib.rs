@@ -10,7 +10,7 @@
 //! | [`steward`] | where the shards should be, and which moves next |
 //! | [`machine`] | the state in RocksDB |
 //! | [`driver`] | performs: proposes, calls shards, answers |
-//! | [`eyes`] | what the leader sees, for operators |
+//! | [`eyes`], [`metrics`], [`console`] | what it sees and counts, for operators; the page that shows it |
 //! | [`config`], [`server`] | one process |
 //!
 //! All but the last four rows are pure: they never read a clock, a socket or a disk.
@@ -19,6 +19,7 @@ pub mod admission;
 pub mod command;
 pub mod commit;
 pub mod config;
+pub mod console;
 pub mod driver;
 pub mod eyes;
 pub mod finish;

@@ -18,6 +18,7 @@ use troth_replication::{Directory, GroupConfig, Leadership, LogWriter};
 
 use crate::command::Settings;
 use crate::config::Config;
+use crate::console::{self, Console};
 use crate::driver::{Coordinator, CoordinatorConfig};
 use crate::machine::{Core, FAMILIES};
 use crate::metrics;
@@ -71,6 +72,7 @@ impl Server {
             coordinators.iter().map(|node| (node.id, Peer::coordinator(&node.address))).collect();
 
         let transport: Arc<dyn Transport> = Arc::new(base.quic.clone());
+        let known = peers.clone();
         let router = Arc::new(Router::new(transport.clone(), peers.values().cloned().collect()));
         let writer = LogWriter::start(&base.store);
         let core = Core::new(&base.store, &clock);
@@ -78,7 +80,7 @@ impl Server {
             group: GroupId::Coordinator,
             node: NodeId(id),
             members: peers.keys().copied().collect(),
-            transport,
+            transport: transport.clone(),
             directory: Arc::new(Configured(peers)),
             timing: config.timing,
             log_entries_max: config.log_entries_max,
@@ -97,13 +99,23 @@ impl Server {
         let coordinator = Coordinator::start(setup, group, &base.store, &writer, core, router).await?;
         base.quic.serve(Arc::new(Front(coordinator.clone())));
         let (registry, vitals) = metrics::registered(base.registry(&writer), &coordinator);
-        base.show(registry, vitals, |_| axum::Router::new()).await?;
+        let console = Console { coordinator: coordinator.clone(), id: NodeId(id), peers: known, transport };
+        base.show(registry, vitals, |http, stop| match &http.console {
+            Some(token) => console::router(console, token.clone(), stop.clone()),
+            None => axum::Router::new(),
+        })
+        .await?;
         Ok(Server { base, coordinator })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.base.local_addr()
+    }
+
+    /// Where metrics, health and the console are shown, if anywhere.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.base.http_addr()
     }
 }
 

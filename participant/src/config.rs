@@ -144,6 +144,9 @@ impl File {
     pub fn resolve(mut self, source: &Source) -> Result<Config, ConfigError> {
         let basics = self.common().resolve("127.0.0.1:7460", source)?;
         basics.check_findable(source)?;
+        if self.http.console_token.is_some() {
+            return Err(source.error("http.console_token", "only coordinators have a console; leave it out"));
+        }
         let coordinators = self.coordinators.unwrap_or_default();
         if coordinators.is_empty() {
             return Err(source.missing("coordinators", "coordinators = [\"127.0.0.1:7450\"]"));

@@ -61,7 +61,8 @@ struct Shared {
 }
 
 impl Http {
-    /// Listens, and answers from now on. `more`: other pages.
+    /// Listens, and answers from now on. `more`: other pages; an answer that goes on for ever must end when
+    /// the token that they are given is cancelled.
     ///
     /// # Errors
     /// If the address cannot be listened on.
@@ -69,18 +70,18 @@ impl Http {
         address: SocketAddr,
         shown: Shown,
         vitals: Arc<dyn Vitals>,
-        more: axum::Router,
+        more: impl FnOnce(&CancellationToken) -> axum::Router,
     ) -> Result<Http, HttpError> {
         let failed = |source| HttpError { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let router = axum::Router::new()
             .route("/metrics", get(metrics))
             .route("/healthz", get(health))
             .route("/readyz", get(readiness))
             .with_state(Shared { shown, vitals })
-            .merge(more);
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+            .merge(more(&stop));
         let stopped = stop.clone().cancelled_owned();
         tasks.spawn(async move {
             if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stopped).await {
@@ -100,7 +101,7 @@ impl Http {
     pub async fn close(self) {
         self.stop.cancel();
         self.tasks.close();
-        // A page that is open follows the cluster for ever: it is not waited for.
+        // Whoever is slow to fetch an answer is not waited for.
         let _ = tokio::time::timeout(FAREWELL, self.tasks.wait()).await;
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::metrics::info::Info;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use troth_protocol::net::Role;
 use troth_protocol::net::quic::{EndpointError, Quic};
 use troth_protocol::net::tls::Credentials;
@@ -239,7 +240,7 @@ impl Base {
         registry
     }
 
-    /// Shows metrics and health, if that is configured, and other pages.
+    /// Shows metrics and health, if that is configured, and other pages; see [`Http::serve`].
     ///
     /// # Errors
     /// If the address cannot be listened on.
@@ -247,10 +248,11 @@ impl Base {
         &mut self,
         registry: Registry,
         vitals: Arc<dyn Vitals>,
-        more: impl FnOnce(&HttpConfig) -> axum::Router,
+        more: impl FnOnce(&HttpConfig, &CancellationToken) -> axum::Router,
     ) -> Result<(), ServerError> {
         if let Some(config) = &self.http_config {
-            let http = Http::serve(config.listen, Shown::new(registry), vitals, more(config)).await?;
+            let http =
+                Http::serve(config.listen, Shown::new(registry), vitals, |stop| more(config, stop)).await?;
             process::publish(&self.data, "http-address", http.address())?;
             self.http = Some(http);
         }

@@ -4,19 +4,20 @@
 //! on a cluster of machines.
 
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use troth_coordinator::config::PeerSection;
 use troth_protocol::clock::Clock;
 use troth_protocol::net::tls::CERTIFICATE_VALIDITY;
+use troth_protocol::process::{HttpConfig, Token};
 use troth_replication::server::Running;
 
 use crate::Role;
 use crate::client::Client;
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::layout::Layout;
+use crate::layout::{HTTP_PORT_DISTANCE, Layout, console_url};
 
 /// What an embedded cluster is like.
 #[derive(Clone, Debug)]
@@ -33,12 +34,23 @@ pub struct ClusterConfig {
     pub dir: PathBuf,
     /// The port of the first coordinator, the others following; `None`: the system chooses.
     pub port: Option<u16>,
+    /// Whether servers show metrics and health, and coordinators the console, over HTTP on loopback; see
+    /// [`Cluster::console`].
+    pub http: bool,
 }
 
 impl Default for ClusterConfig {
     /// One coordinator, three participants, one replica, sixteen shards, in `./troth`.
     fn default() -> ClusterConfig {
-        ClusterConfig { coordinators: 1, nodes: 3, replicas: 1, shards: 16, dir: "troth".into(), port: None }
+        ClusterConfig {
+            coordinators: 1,
+            nodes: 3,
+            replicas: 1,
+            shards: 16,
+            dir: "troth".into(),
+            port: None,
+            http: false,
+        }
     }
 }
 
@@ -87,6 +99,7 @@ impl Cluster {
             let name = format!("coordinator-{}", peer.id);
             let mut server = troth_coordinator::Config::new(peer.id, config.dir.join("data").join(&name));
             server.basics.quic.bind = peer.address.parse().map_err(broken)?;
+            server.basics.http = self.http(config, Some(server.basics.quic.bind))?;
             server.coordinators = peers.clone();
             server.shards = config.shards;
             server.replicas = config.replicas;
@@ -100,11 +113,44 @@ impl Cluster {
             let data = config.dir.join("data").join(&name);
             let mut server = troth_participant::Config::new(id.into(), data, self.addresses.clone());
             server.basics.quic.bind = address_of(&config.dir, &name)?;
+            server.basics.http = self.http(config, None)?;
             let credentials = self.layout.credentials(&name).load().map_err(broken)?;
             let started = troth_participant::Server::start(server, &credentials, self.clock.clone()).await;
             self.participants.push(started.map_err(broken)?);
         }
         Ok(())
+    }
+
+    /// Where a server shows itself: a coordinator that listens there with the console.
+    fn http(
+        &self,
+        config: &ClusterConfig,
+        coordinator: Option<SocketAddr>,
+    ) -> Result<Option<HttpConfig>, Error> {
+        if !config.http {
+            return Ok(None);
+        }
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let Some(own) = coordinator else {
+            return Ok(Some(HttpConfig { listen: anywhere, console: None }));
+        };
+        let token = self.layout.console_token().map_err(broken)?;
+        let console = Some(Token::new(&token).map_err(broken)?);
+        let beside = own.port().checked_add(HTTP_PORT_DISTANCE).map(|port| SocketAddr::new(own.ip(), port));
+        let free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
+        Ok(Some(HttpConfig { listen: beside.filter(free).unwrap_or(anywhere), console }))
+    }
+
+    /// Where the console is, for a browser, if the cluster has one.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if its folder cannot be read.
+    pub fn console(&self) -> Result<Option<String>, Error> {
+        let Some(address) = self.coordinators.first().and_then(|server| server.http_addr()) else {
+            return Ok(None);
+        };
+        let token = self.layout.console_token().map_err(broken)?;
+        Ok(Some(console_url(&address.to_string(), &token)))
     }
 
     /// How to connect to this cluster.

@@ -6,6 +6,7 @@
 //!         participant-1.toml  participant-1.pem  participant-1-key.pem  …
 //!         client.toml  client.pem  client-key.pem
 //!         admin.toml  admin.pem  admin-key.pem
+//!         console-token                       if there is a console
 //!         data/coordinator-1  data/participant-1  …
 //! ```
 
@@ -15,6 +16,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rand::distr::{Alphanumeric, SampleString};
 use troth_protocol::ClusterId;
 use troth_protocol::net::Role;
 use troth_protocol::net::tls::{Authority, CERTIFICATE_VALIDITY, CredentialFiles, Issued, TlsError};
@@ -52,34 +54,72 @@ pub struct Plan {
     pub shards: u16,
     /// How many replicas a shard has.
     pub replicas: u16,
-    /// Where servers show metrics and health.
-    pub http: HttpPlan,
+    /// How its servers live on their machines.
+    pub hosting: Hosting,
 }
 
+/// How servers live on their machines.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hosting {
+    /// The folder of their data folders; if relative, then to their configurations.
+    pub data: String,
+    /// Where they show metrics and health.
+    pub http: HttpPlan,
+    /// Whether coordinators show the console there; its token is made with the cluster.
+    pub console: bool,
+}
+
+impl Default for Hosting {
+    /// Data beside the configurations, and nothing shown.
+    fn default() -> Hosting {
+        Hosting { data: "data".into(), http: HttpPlan::Off, console: false }
+    }
+}
+
+impl Hosting {
+    /// The data folder of a server, as TOML.
+    fn data_of(&self, name: &str) -> toml::Value {
+        format!("{}/{name}", self.data.trim_end_matches('/')).into()
+    }
+
+    /// The section about HTTP of a server that listens there.
+    fn section(&self, listen: &str, role: Role) -> String {
+        let (host, port) = listen.rsplit_once(':').unwrap_or((listen, ""));
+        let beside = || port.parse::<u16>().ok().and_then(|own| own.checked_add(HTTP_PORT_DISTANCE));
+        let place = match self.http {
+            HttpPlan::Off => None,
+            HttpPlan::Loopback => beside().map(|port| ("127.0.0.1", port)),
+            HttpPlan::Network => beside().map(|port| (host, port)),
+        };
+        let Some((host, port)) = place else { return String::new() };
+        let console = match role {
+            Role::Coordinator if self.console => format!("console_token = \"{CONSOLE_TOKEN}\"\n"),
+            _ => String::new(),
+        };
+        format!("[http]\nlisten = \"{host}:{port}\"\n{console}\n")
+    }
+}
+
+/// How far the HTTP port of a server is from the one where it listens.
+pub const HTTP_PORT_DISTANCE: u16 = 2000;
+
+/// The file with the token of the console.
+const CONSOLE_TOKEN: &str = "console-token";
+
+/// How long it is: 190 bits of chance.
+const CONSOLE_TOKEN_CHARS: usize = 32;
+
 /// Where servers show metrics and health over HTTP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum HttpPlan {
     /// Nowhere.
     Off,
     /// On loopback, at the port where the server listens and 2000 more.
-    Beside,
-    /// On loopback, at any port; the file `http-address` in the data folder tells.
-    Anywhere,
-}
-
-impl HttpPlan {
-    /// The section of a server that listens there.
-    fn section(self, listen: &str) -> String {
-        let port = match self {
-            HttpPlan::Off => None,
-            HttpPlan::Beside => {
-                let own = listen.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
-                own.and_then(|own| own.checked_add(2000))
-            }
-            HttpPlan::Anywhere => Some(0),
-        };
-        port.map(|port| format!("[http]\nlisten = \"127.0.0.1:{port}\"\n\n")).unwrap_or_default()
-    }
+    #[default]
+    Loopback,
+    /// At the address where the server listens, and 2000 more: for networks that are trusted.
+    Network,
 }
 
 /// A participant that shall be.
@@ -95,8 +135,8 @@ pub struct Newcomer {
     pub zone: String,
     /// Its share of the shards, relative to others.
     pub weight: u32,
-    /// Where it shows metrics and health.
-    pub http: HttpPlan,
+    /// How it lives on its machine.
+    pub hosting: Hosting,
 }
 
 /// A folder with the files of a cluster.
@@ -192,15 +232,46 @@ impl Layout {
                 coordinators,
                 zone: String::new(),
                 weight: 1,
-                http: plan.http,
+                hosting: plan.hosting.clone(),
             };
             self.write_participant(&authority, &newcomer)?;
         }
         for role in [Role::Client, Role::Admin] {
             issue(role, role.name())?;
-            self.write(&format!("{role}.toml"), &client_file(plan, role), false)?;
+            self.write(&format!("{role}.toml"), &client_file(&plan.coordinators, role), false)?;
+        }
+        if plan.hosting.console {
+            self.console_token()?;
         }
         Ok(authority.cluster())
+    }
+
+    /// The token of the console; made if there is none.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or written.
+    pub fn console_token(&self) -> Result<String, LayoutError> {
+        match self.read(CONSOLE_TOKEN) {
+            Ok(token) => return Ok(token.trim().to_owned()),
+            Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let token = Alphanumeric.sample_string(&mut rand::rng(), CONSOLE_TOKEN_CHARS);
+        self.write(CONSOLE_TOKEN, &format!("{token}\n"), true)?;
+        Ok(token)
+    }
+
+    /// Where a coordinator of this machine shows the console, with the token; `None`: it has said nowhere.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn console(&self, coordinator: u64) -> Result<Option<String>, LayoutError> {
+        let path = self.folder.join(format!("data/coordinator-{coordinator}/http-address"));
+        match fs::read_to_string(&path) {
+            Ok(address) => Ok(Some(console_url(address.trim(), &self.console_token()?))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(LayoutError::Io { path, source }),
+        }
     }
 
     /// Makes what one more participant needs to start: `participant-<id>.toml`, and its certificate.
@@ -232,15 +303,8 @@ impl Layout {
     /// # Errors
     /// If the folder cannot be written.
     pub fn write_clients(&self, coordinators: &[String]) -> Result<(), LayoutError> {
-        let plan = Plan {
-            coordinators: coordinators.to_vec(),
-            participants: Vec::new(),
-            shards: 0,
-            replicas: 0,
-            http: HttpPlan::Off,
-        };
         for role in [Role::Client, Role::Admin] {
-            self.write(&format!("{role}.toml"), &client_file(&plan, role), false)?;
+            self.write(&format!("{role}.toml"), &client_file(coordinators, role), false)?;
         }
         Ok(())
     }
@@ -279,16 +343,17 @@ fn coordinator_file(plan: &Plan, id: u64, address: &str, name: &str) -> String {
         _ => plan.coordinators.iter().enumerate().map(peer).collect(),
     };
     format!(
-        "id = {id}\nlisten = \"{address}\"\ndata = \"data/{name}\"\n\n{peers}[cluster]\nshards = {}\nreplicas = {}\nnodes = {}\n\n{}",
+        "id = {id}\nlisten = \"{address}\"\ndata = {}\n\n{peers}[cluster]\nshards = {}\nreplicas = {}\nnodes = {}\n\n{}",
+        plan.hosting.data_of(name),
         plan.shards,
         plan.replicas,
         plan.participants.len(),
-        plan.http.section(address) + &tls(name)
+        plan.hosting.section(address, Role::Coordinator) + &tls(name)
     )
 }
 
 fn participant_file(newcomer: &Newcomer, name: &str) -> String {
-    let Newcomer { id, listen, coordinators, zone, weight, http } = newcomer;
+    let Newcomer { id, listen, coordinators, zone, weight, hosting } = newcomer;
     let mut place = String::new();
     if !zone.is_empty() {
         place += &format!("zone = {zone:?}\n");
@@ -297,11 +362,17 @@ fn participant_file(newcomer: &Newcomer, name: &str) -> String {
         place += &format!("weight = {weight}\n");
     }
     format!(
-        "id = {id}\nlisten = \"{listen}\"\ndata = \"data/{name}\"\ncoordinators = {coordinators:?}\n{place}\n{}",
-        http.section(listen) + &tls(name)
+        "id = {id}\nlisten = \"{listen}\"\ndata = {}\ncoordinators = {coordinators:?}\n{place}\n{}",
+        hosting.data_of(name),
+        hosting.section(listen, Role::Participant) + &tls(name)
     )
 }
 
-fn client_file(plan: &Plan, role: Role) -> String {
-    format!("coordinators = {:?}\n\n{}", plan.coordinators, tls(role.name()))
+fn client_file(coordinators: &[String], role: Role) -> String {
+    format!("coordinators = {coordinators:?}\n\n{}", tls(role.name()))
+}
+
+/// Where a page is, for a browser: the token is in the fragment, which is not sent.
+pub(crate) fn console_url(address: &str, token: &str) -> String {
+    format!("http://{address}/console#token={token}")
 }

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: clusters, patience, and conditions to wait for.
 
 pub mod drill;
+pub mod page;
 pub mod proxy;
 pub mod witness;
 

@@ -101,7 +101,7 @@ fn init(folder: &Path) {
     let free: Vec<UdpSocket> = (0..4).map(|_| UdpSocket::bind("127.0.0.1:0").expect("a free port")).collect();
     let address = |at: usize| free[at].local_addr().expect("bound").to_string();
     let mut command = Command::new(programs().join("troth"));
-    command.args(["init", "--no-http", "--coordinator", &address(0)]);
+    command.args(["init", "--http", "off", "--coordinator", &address(0)]);
     for at in 1..4 {
         command.args(["--participant", &address(at)]);
     }

@@ -1,28 +1,17 @@
 //! What servers show over HTTP: metrics, and whether they are well.
 
 use std::fs;
-use std::time::Duration;
 
 use serde_json::Value;
 use troth_sdk::harness::processes::{Process, Processes};
 use troth_tests::drill::{Drill, Server, THREE};
-use troth_tests::{eventually, in_time};
+use troth_tests::{eventually, in_time, page};
 
 /// Asks a server for a page; `None`: it does not answer.
 async fn get(drill: &Drill, name: &str, path: &str) -> Option<(u16, String)> {
     let data = drill.cluster.layout().folder().join("data").join(name);
     let address = fs::read_to_string(data.join("http-address")).expect("it says where it listens");
-    let url = format!("http://{}{path}", address.trim());
-    let ask = move || {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(5)))
-            .build()
-            .into();
-        let mut answer = agent.get(&url).call().ok()?;
-        Some((answer.status().as_u16(), answer.body_mut().read_to_string().ok()?))
-    };
-    tokio::task::spawn_blocking(ask).await.expect("no panic")
+    page::get(&format!("http://{}{path}", address.trim()), None).await
 }
 
 async fn ready(drill: &Drill, name: &str) -> (u16, Value) {

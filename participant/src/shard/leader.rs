@@ -191,8 +191,10 @@ impl Leader {
     }
 
     /// Reads that wait for a transaction.
-    pub fn waiting_for(&self, txn: TxnId) -> usize {
-        self.waiting_for.get(&txn).map_or(0, BTreeSet::len)
+    pub fn waiting_for(&self, txn: TxnId) -> impl ExactSizeIterator<Item = (Timestamp, &Key)> {
+        static NONE: BTreeSet<u64> = BTreeSet::new();
+        let reads = self.waiting_for.get(&txn).unwrap_or(&NONE).iter();
+        reads.map(|id| &self.waiting[id]).map(|read| (read.at, &read.blocker.key))
     }
 
     /// The prepared transaction that a read waits for.

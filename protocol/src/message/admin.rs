@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::id::{ClusterId, Epoch, MapEpoch, NodeId, ParticipantId, ShardId, TxnId};
+use crate::key::Key;
 use crate::message::overview::Overview;
 use crate::message::shard::Decision;
 use crate::timestamp::Timestamp;
@@ -238,6 +239,17 @@ pub struct InDoubt {
     pub locks: u64,
     /// Reads that wait for it here.
     pub waiting: u64,
+    /// Some of those reads, oldest first.
+    pub blocked: Vec<Blocked>,
+}
+
+/// A read that waits for a transaction in doubt.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Blocked {
+    /// The moment that it wants to see: when its transaction or snapshot began.
+    pub at: Timestamp,
+    /// The key that stands in its way.
+    pub key: Key,
 }
 
 /// Something that happened to a transaction.

@@ -1,8 +1,11 @@
 //! What participants report and coordinators show: how everything is at the moment.
 
+use std::collections::BTreeMap;
+
 use crate::cluster_map::ClusterMap;
 use crate::id::{Epoch, NodeId, ShardId};
 use crate::message::admin::InDoubt;
+use crate::ring::diff;
 
 /// How a participant is; it comes with each sign of life.
 #[derive(Clone, PartialEq, Eq, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -47,6 +50,14 @@ pub struct Moving {
     pub permille: Option<u32>,
     /// Milliseconds that this leader has been at it.
     pub taken_ms: u64,
+}
+
+impl Moving {
+    /// Milliseconds that the copying will still take, if it goes on as it did.
+    pub fn left_ms(&self) -> Option<u64> {
+        let done = u64::from(self.permille.filter(|permille| *permille > 0)?);
+        Some(self.taken_ms * (1000 - done.min(1000)) / done)
+    }
 }
 
 /// What is being done about a shard on its way.
@@ -109,6 +120,49 @@ pub struct Overview {
     pub history: Vec<Second>,
     /// Leaderships that began lately, oldest first.
     pub elections: Vec<Election>,
+}
+
+impl Overview {
+    /// Who serves each shard. Of two that both say so, the one with the later entry is right.
+    pub fn leaders(&self) -> BTreeMap<ShardId, NodeId> {
+        let mut leaders: BTreeMap<ShardId, (u64, NodeId)> = BTreeMap::new();
+        for view in &self.nodes {
+            for shard in view.report.shards.iter().filter(|shard| shard.serving) {
+                let newest = leaders.entry(shard.shard).or_insert((shard.lead, view.id));
+                *newest = (*newest).max((shard.lead, view.id));
+            }
+        }
+        leaders.into_iter().map(|(shard, (_, node))| (shard, node)).collect()
+    }
+
+    /// About how many bytes each shard has: what its largest replica has.
+    pub fn sizes(&self) -> BTreeMap<ShardId, u64> {
+        let mut sizes: BTreeMap<ShardId, u64> = BTreeMap::new();
+        for shard in self.nodes.iter().flat_map(|view| &view.report.shards) {
+            let size = sizes.entry(shard.shard).or_default();
+            *size = shard.bytes.max(*size);
+        }
+        sizes
+    }
+
+    /// Who moves a shard, and how far that is.
+    pub fn progress(&self, shard: ShardId) -> Option<(NodeId, Moving)> {
+        let reports = self.nodes.iter().flat_map(|view| view.report.shards.iter().map(|of| (view.id, of)));
+        reports
+            .filter(|(_, report)| report.shard == shard)
+            .find_map(|(node, report)| Some((node, report.moving?)))
+    }
+
+    /// Since when a move has been under way: milliseconds.
+    pub fn move_age_ms(&self, shard: ShardId) -> u64 {
+        self.move_ages_ms.iter().find(|(moving, _)| *moving == shard).map_or(0, |(_, age)| *age)
+    }
+
+    /// Shards that must move and have not begun to.
+    pub fn moves_waiting(&self) -> usize {
+        let steps = diff(&self.map.placement, &self.target);
+        steps.iter().filter(|step| self.map.move_of(step.shard).is_none()).count()
+    }
 }
 
 /// A participant, as it said last.

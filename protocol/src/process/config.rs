@@ -4,11 +4,13 @@ use std::fmt;
 use std::fs;
 use std::io::IsTerminal;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use subtle::ConstantTimeEq;
 use tracing_subscriber::EnvFilter;
 
 use crate::net::Role;
@@ -142,10 +144,45 @@ pub struct Basics {
 }
 
 /// What is shown over HTTP.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct HttpConfig {
     /// Where to listen; port 0: the system chooses one.
     pub listen: SocketAddr,
+    /// What whoever wants to see the console must say; `None`: there is none.
+    pub console: Option<Token>,
+}
+
+/// A secret between a server and its operators.
+#[derive(Clone)]
+pub struct Token(String);
+
+/// The least and the most characters of a token.
+const TOKEN_CHARS: RangeInclusive<usize> = 16..=128;
+
+impl Token {
+    /// Takes a text as a token.
+    ///
+    /// # Errors
+    /// If it is too short or too long, or has other characters than letters, digits, `-` and `_`.
+    pub fn new(text: &str) -> Result<Token, String> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if TOKEN_CHARS.contains(&text.len()) && text.chars().all(is_plain) {
+            return Ok(Token(text.to_owned()));
+        }
+        let (least, most) = TOKEN_CHARS.into_inner();
+        Err(format!("a token has {least} to {most} letters, digits, '-' or '_'"))
+    }
+
+    /// Whether somebody knows it. How long this takes says nothing of how much of it was right.
+    pub fn is(&self, told: &str) -> bool {
+        bool::from(self.0.as_bytes().ct_eq(told.as_bytes()))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
 }
 
 impl Common<'_> {
@@ -328,13 +365,27 @@ impl LogSection {
 pub struct HttpSection {
     /// Where metrics and health are shown: `host:port`; port 0: the system chooses one. Left out: nowhere.
     pub listen: Option<String>,
+    /// A file with the token that the console asks for; coordinators only. Left out: there is no console.
+    pub console_token: Option<PathBuf>,
 }
 
 impl HttpSection {
     fn resolve(&self, source: &Source) -> Result<Option<HttpConfig>, ConfigError> {
-        let Some(listen) = &self.listen else { return Ok(None) };
+        let Some(listen) = &self.listen else {
+            return match &self.console_token {
+                Some(_) => Err(source.missing("http.listen", "listen = \"127.0.0.1:9450\"")),
+                None => Ok(None),
+            };
+        };
         let listen = resolve(listen).map_err(|reason| source.error("http.listen", reason))?;
-        Ok(Some(HttpConfig { listen }))
+        let token = |path: &PathBuf| {
+            let path = source.path(path);
+            let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Token::new(text.trim()).map_err(|reason| format!("{}: {reason}", path.display()))
+        };
+        let console = self.console_token.as_ref().map(token).transpose();
+        let console = console.map_err(|reason| source.error("http.console_token", reason))?;
+        Ok(Some(HttpConfig { listen, console }))
     }
 }
 

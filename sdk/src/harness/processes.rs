@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::Role;
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::layout::{HttpPlan, Layout, LayoutError, Newcomer, Plan};
+use crate::layout::{HTTP_PORT_DISTANCE, Hosting, Layout, LayoutError, Newcomer, Plan};
 use crate::operator::Operator;
 
 /// Something about the processes failed.
@@ -204,6 +204,7 @@ pub fn cpu_of(pid: u32) -> Duration {
 /// A cluster of processes.
 pub struct Processes {
     layout: Layout,
+    hosting: Hosting,
     binaries: PathBuf,
     addresses: Vec<String>,
     /// The coordinators.
@@ -218,6 +219,19 @@ impl Processes {
     /// # Errors
     /// If the folder cannot be written, or the programs are not there.
     pub fn create(folder: &Path, binaries: &Path, shape: Shape) -> Result<Processes, ProcessError> {
+        Processes::create_hosted(folder, binaries, shape, Hosting::default())
+    }
+
+    /// The same, with servers that show themselves.
+    ///
+    /// # Errors
+    /// As [`Processes::create`].
+    pub fn create_hosted(
+        folder: &Path,
+        binaries: &Path,
+        shape: Shape,
+        hosting: Hosting,
+    ) -> Result<Processes, ProcessError> {
         let layout = Layout::at(folder);
         let ports = free_ports(shape.coordinators + shape.nodes).map_err(failed("cannot find free ports"))?;
         let addresses: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
@@ -227,7 +241,7 @@ impl Processes {
             participants: participants.to_vec(),
             shards: shape.shards,
             replicas: shape.replicas,
-            http: HttpPlan::Off,
+            hosting: hosting.clone(),
         })?;
         let logs = folder.join("logs");
         fs::create_dir_all(&logs).map_err(failed(format!("cannot make {}", logs.display())))?;
@@ -240,6 +254,7 @@ impl Processes {
             addresses: coordinators.to_vec(),
             binaries: binaries.to_owned(),
             layout,
+            hosting,
         })
     }
 
@@ -256,7 +271,7 @@ impl Processes {
             coordinators: self.addresses.clone(),
             zone: String::new(),
             weight: 1,
-            http: HttpPlan::Off,
+            hosting: self.hosting.clone(),
         })?;
         let process = Process::new(self.layout.folder(), &self.binaries, Role::Participant, id)?;
         self.participants.push(process);
@@ -347,12 +362,22 @@ pub fn binaries() -> Result<PathBuf, ProcessError> {
     Ok(if is_test { folder.parent().map(Path::to_owned).unwrap_or_default() } else { folder })
 }
 
-/// Ports that were free a moment ago.
+/// Ports that were free a moment ago, and so were those for HTTP that belong to them.
 ///
 /// # Errors
 /// If the system has none.
 pub fn free_ports(count: u16) -> io::Result<Vec<u16>> {
-    let sockets: Vec<UdpSocket> =
-        (0..count).map(|_| UdpSocket::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
-    sockets.iter().map(|socket| Ok(socket.local_addr()?.port())).collect()
+    let mut held = Vec::new();
+    let mut ports = Vec::new();
+    while ports.len() < usize::from(count) {
+        let socket = UdpSocket::bind(("127.0.0.1", 0))?;
+        let port = socket.local_addr()?.port();
+        // Held until all are found, so that none is found twice.
+        held.push(socket);
+        let for_http = port.checked_add(HTTP_PORT_DISTANCE);
+        if for_http.is_some_and(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            ports.push(port);
+        }
+    }
+    Ok(ports)
 }

@@ -3,11 +3,11 @@
 use std::io;
 use std::time::Duration;
 
-use troth_protocol::message::admin::{InDoubt, ShardStatus, TxnAtShard};
+use troth_protocol::message::admin::{Blocked, InDoubt, ShardStatus, TxnAtShard};
 use troth_protocol::message::overview::ShardReport;
 use troth_protocol::message::shard::Decision;
 use troth_protocol::message::txn::Outcome;
-use troth_protocol::{Reject, Timestamp, TxnId};
+use troth_protocol::{Key, Reject, Timestamp, TxnId};
 use troth_replication::Leadership;
 
 use super::Shard;
@@ -18,6 +18,17 @@ use crate::shard::state::{Prepared, View as _};
 
 /// Transactions in doubt that one answer names.
 const IN_DOUBT_MAX: usize = 1000;
+
+/// Reads that are named that wait for one of them.
+const BLOCKED_MAX: usize = 4;
+
+/// The oldest of these reads.
+fn blocked<'a>(reads: impl Iterator<Item = (Timestamp, &'a Key)>) -> Vec<Blocked> {
+    let mut blocked: Vec<Blocked> = reads.map(|(at, key)| Blocked { at, key: key.clone() }).collect();
+    blocked.sort();
+    blocked.truncate(BLOCKED_MAX);
+    blocked
+}
 
 impl Shard {
     /// How it is.
@@ -72,7 +83,8 @@ impl Shard {
             participants: record.participants.clone(),
             writes: record.work.writes.len() as u64,
             locks: record.work.keys() as u64,
-            waiting: leader.waiting_for(*txn) as u64,
+            waiting: leader.waiting_for(*txn).len() as u64,
+            blocked: blocked(leader.waiting_for(*txn)),
         };
         core.state.prepared().iter().take(IN_DOUBT_MAX).map(record).collect()
     }

@@ -11,12 +11,14 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::sleep;
+use troth_protocol::process::asked_to_stop;
 use troth_protocol::{NodeId, ShardId, TxnId};
 use troth_sdk::harness::bank::{Audit, Bank};
 use troth_sdk::harness::load::{Counts, Load};
 use troth_sdk::harness::moving::{change_node, until_placed};
 use troth_sdk::harness::processes::{Process, Processes, Shape, binaries};
 use troth_sdk::harness::until_settled;
+use troth_sdk::layout::{Hosting, HttpPlan};
 use troth_sdk::operator::{Fault, FaultAction, FaultPoint, NodeChange, Operator, Overview, Peer};
 use troth_sdk::{Client, Outcome};
 
@@ -51,6 +53,9 @@ pub struct Options {
     /// Keep the folder with data and logs, and say where it is.
     #[arg(long)]
     keep: bool,
+    /// Say where a page shows the cluster, and keep the cluster until Ctrl-C.
+    #[arg(long)]
+    console: bool,
 }
 
 /// A cluster under load, and whoever looks at it.
@@ -114,12 +119,17 @@ pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
 async fn play(context: &Context, options: &Options, folder: &Path) -> anyhow::Result<(Value, bool)> {
     let bar = progress(context.json);
     bar.set_message("starting 3 coordinators and 3 participants");
-    let mut processes = Processes::create(folder, &binaries()?, SHAPE)?;
+    let http = if options.console { HttpPlan::Loopback } else { HttpPlan::Off };
+    let hosting = Hosting { http, console: options.console, ..Hosting::default() };
+    let mut processes = Processes::create_hosted(folder, &binaries()?, SHAPE, hosting)?;
     processes.start()?;
     let mut config = processes.client_config()?;
     config.timeout = PATIENCE;
     let client = Client::connect(config).await.context("the cluster does not get ready")?;
     let operator = processes.operator()?;
+    if let Some(console) = processes.layout().console(1)? {
+        bar.suspend(|| eprintln!("Look at it: {console}"));
+    }
     bar.set_message("opening accounts");
     let bank = Bank::new(&client, options.accounts);
     bank.open().await.context("cannot open the accounts")?;
@@ -149,6 +159,10 @@ async fn play(context: &Context, options: &Options, folder: &Path) -> anyhow::Re
     bar.set_message("counting all money in one snapshot");
     let after = bank.balances_within(PATIENCE).await.context("the accounts cannot be read")?;
     bar.finish_and_clear();
+    if options.console {
+        eprintln!("All is done; the page goes on until Ctrl-C.");
+        asked_to_stop(false).await?;
+    }
     operator.close().await;
     client.close().await;
     drop(processes);

@@ -52,11 +52,13 @@ pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
         shards: options.shards,
         dir: options.dir.clone(),
         port: (options.port > 0).then_some(options.port),
+        http: true,
     })
     .await?;
     let client = cluster.client().await?;
     client.close().await;
     remember_dev(&options.dir);
+    let console = cluster.console()?;
     let dir = options.dir.display();
     if context.json {
         line(json!({
@@ -65,11 +67,15 @@ pub async fn run(context: &Context, options: Options) -> Result<(), Failure> {
             "coordinators": cluster.coordinators(),
             "nodes": options.nodes,
             "replicas": options.replicas,
+            "console": console,
         }))?;
     } else {
         line(format!("Troth is ready: {} participants, data in {dir}", options.nodes))?;
         line(format!("  troth --cluster {dir} put greeting hello"))?;
         line(format!("  troth --cluster {dir} get greeting"))?;
+        if let Some(console) = console {
+            line(format!("Look at it: {console}"))?;
+        }
         line(format!("An application connects with {dir}/client.toml. Ctrl-C stops it."))?;
     }
     asked_to_stop(false).await?;

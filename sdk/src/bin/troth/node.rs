@@ -8,11 +8,12 @@ use serde_json::json;
 use troth_protocol::ring::WEIGHT_MAX;
 use troth_protocol::{NodeId, NodeState};
 use troth_sdk::ClientConfig;
-use troth_sdk::layout::{HttpPlan, Layout, Newcomer};
+use troth_sdk::layout::{Layout, Newcomer};
 use troth_sdk::operator::{NodeChange, Operator, OperatorError, Overview};
 
 use crate::Context;
 use crate::output::{EXIT_FAILED, EXIT_USAGE, Failure, bytes_text, line, table};
+use crate::setup::HostingOptions;
 
 /// How often it is looked whether shards have moved.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -50,17 +51,19 @@ pub struct InitOptions {
     /// Its share of the shards, relative to others: 1 to 100.
     #[arg(long, default_value_t = 1)]
     weight: u32,
+    #[command(flatten)]
+    hosting: HostingOptions,
 }
 
 /// Makes the files of one more participant.
 fn init(context: &Context, options: InitOptions) -> Result<(), Failure> {
-    let InitOptions { id, dir, listen, zone, weight } = options;
+    let InitOptions { id, dir, listen, zone, weight, hosting } = options;
     if id == 0 || !(1..=WEIGHT_MAX).contains(&weight) || !listen.contains(':') {
         let reason = format!("an id is 1 or more, a weight from 1 to {WEIGHT_MAX}, an address host:port");
         return Err(Failure::new(EXIT_USAGE, reason));
     }
     let coordinators = ClientConfig::load(&dir.join("client.toml"))?.coordinators;
-    let newcomer = Newcomer { id, listen, coordinators, zone, weight, http: HttpPlan::Beside };
+    let newcomer = Newcomer { id, listen, coordinators, zone, weight, hosting: hosting.hosting(false) };
     let made = Layout::at(&dir).add_participant(&newcomer);
     let config = made.map_err(|error| Failure::new(EXIT_FAILED, error))?;
     if context.json {

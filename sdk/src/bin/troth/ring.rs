@@ -1,6 +1,5 @@
 //! `troth ring` and `troth moves`: where the shards are, and which of them are on their way.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -129,27 +128,6 @@ async fn show(
     Ok(())
 }
 
-fn leaders(overview: &Overview) -> BTreeMap<ShardId, NodeId> {
-    let mut leaders: BTreeMap<ShardId, (u64, NodeId)> = BTreeMap::new();
-    for view in &overview.nodes {
-        for shard in view.report.shards.iter().filter(|shard| shard.serving) {
-            let newest = leaders.entry(shard.shard).or_insert((shard.lead, view.id));
-            *newest = (*newest).max((shard.lead, view.id));
-        }
-    }
-    leaders.into_iter().map(|(shard, (_, node))| (shard, node)).collect()
-}
-
-/// About how many bytes each shard has: what its largest replica has.
-fn sizes(overview: &Overview) -> BTreeMap<ShardId, u64> {
-    let mut sizes: BTreeMap<ShardId, u64> = BTreeMap::new();
-    for shard in overview.nodes.iter().flat_map(|view| &view.report.shards) {
-        let size = sizes.entry(shard.shard).or_default();
-        *size = shard.bytes.max(*size);
-    }
-    sizes
-}
-
 fn ids(nodes: &[NodeId]) -> Vec<u64> {
     nodes.iter().map(|node| node.0).collect()
 }
@@ -158,28 +136,10 @@ fn words(nodes: &[NodeId]) -> String {
     nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(" ")
 }
 
-fn progress(overview: &Overview, shard: ShardId) -> Option<(NodeId, Moving)> {
-    let reports =
-        overview.nodes.iter().flat_map(|view| view.report.shards.iter().map(|shard| (view.id, shard)));
-    reports
-        .filter(|(_, report)| report.shard == shard)
-        .find_map(|(node, report)| Some((node, report.moving?)))
-}
-
-/// Milliseconds that the copying will still take, if it goes on as it did.
-fn time_left(moving: &Moving) -> Option<u64> {
-    let done = u64::from(moving.permille.filter(|permille| *permille > 0)?);
-    Some(moving.taken_ms * (1000 - done.min(1000)) / done)
-}
-
-fn age(overview: &Overview, shard: ShardId) -> u64 {
-    overview.move_ages_ms.iter().find(|(moving, _)| *moving == shard).map_or(0, |(_, age)| *age)
-}
-
 fn moves_value(overview: &Overview) -> Vec<Value> {
-    let sizes = sizes(overview);
+    let sizes = overview.sizes();
     let value = |step: &troth_protocol::Move| {
-        let progress = progress(overview, step.shard);
+        let progress = overview.progress(step.shard);
         let moving = progress.map(|(_, moving)| moving);
         json!({
             "shard": step.shard.0,
@@ -191,30 +151,24 @@ fn moves_value(overview: &Overview) -> Vec<Value> {
             "bytes_known": moving.map(|moving| moving.known),
             "bytes_on_disk": sizes.get(&step.shard),
             "percent": moving.and_then(|moving| moving.permille).map(|permille| f64::from(permille) / 10.0),
-            "left_ms": moving.as_ref().and_then(time_left),
-            "age_ms": age(overview, step.shard),
+            "left_ms": moving.as_ref().and_then(Moving::left_ms),
+            "age_ms": overview.move_age_ms(step.shard),
         })
     };
     overview.map.moves.iter().map(value).collect()
 }
 
-/// Shards that must move and have not begun to.
-fn waiting(overview: &Overview) -> usize {
-    let map = &overview.map;
-    diff(&map.placement, &overview.target).iter().filter(|step| map.move_of(step.shard).is_none()).count()
-}
-
 fn moves_json(overview: &Overview) -> Result<(), Failure> {
     line(json!({
-        "moves": moves_value(overview), "waiting": waiting(overview),
+        "moves": moves_value(overview), "waiting": overview.moves_waiting(),
         "moved_shards": overview.moved_shards, "moved_bytes": overview.moved_bytes,
     }))
 }
 
 fn moves_table(overview: &Overview) -> Result<(), Failure> {
-    let sizes = sizes(overview);
+    let sizes = overview.sizes();
     let row = |step: &troth_protocol::Move| {
-        let moving = progress(overview, step.shard).map(|(_, moving)| moving);
+        let moving = overview.progress(step.shard).map(|(_, moving)| moving);
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
         vec![
             step.shard.to_string(),
@@ -228,8 +182,10 @@ fn moves_table(overview: &Overview) -> Result<(), Failure> {
                     .and_then(|moving| moving.permille)
                     .map(|permille| format!("{:.1} %", f64::from(permille) / 10.0)),
             ),
-            or_dash(moving.as_ref().and_then(time_left).map(|left| format!("{:.0} s", left as f64 / 1e3))),
-            format!("{:.0} s", age(overview, step.shard) as f64 / 1e3),
+            or_dash(
+                moving.as_ref().and_then(Moving::left_ms).map(|left| format!("{:.0} s", left as f64 / 1e3)),
+            ),
+            format!("{:.0} s", overview.move_age_ms(step.shard) as f64 / 1e3),
         ]
     };
     let rows: Vec<_> = overview.map.moves.iter().map(row).collect();
@@ -240,14 +196,14 @@ fn moves_table(overview: &Overview) -> Result<(), Failure> {
     line(format!(
         "{} shards move, {} wait to; {} have moved since the cluster was made, {} were sent for that",
         overview.map.moves.len(),
-        waiting(overview),
+        overview.moves_waiting(),
         overview.moved_shards,
         bytes_text(overview.moved_bytes),
     ))
 }
 
 fn ring_json(overview: &Overview) -> Result<(), Failure> {
-    let (map, leaders) = (&overview.map, leaders(overview));
+    let (map, leaders) = (&overview.map, overview.leaders());
     let shard = |shard: u16| {
         let shard = ShardId(shard);
         json!({
@@ -272,7 +228,7 @@ fn ring_json(overview: &Overview) -> Result<(), Failure> {
 }
 
 fn ring_table(overview: &Overview) -> Result<(), Failure> {
-    let (map, leaders) = (&overview.map, leaders(overview));
+    let (map, leaders) = (&overview.map, overview.leaders());
     line(format!(
         "cluster {}, map {}: {} shards, {} replicas",
         map.cluster, map.epoch, map.shards, map.replicas
@@ -344,7 +300,7 @@ async fn plan(context: &Context, change: PlanCommand) -> Result<(), Failure> {
     let operator = operator(context).await?;
     let overview = operator.overview().await?;
     operator.close().await;
-    let (map, sizes) = (&overview.map, sizes(&overview));
+    let (map, sizes) = (&overview.map, overview.sizes());
     let steps = diff(&map.placement, &changed(map, &change)?.target());
     let bytes = |step: &troth_protocol::ring::Move| {
         sizes.get(&step.shard).copied().unwrap_or(0) * step.add.len() as u64

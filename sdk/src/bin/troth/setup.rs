@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 use troth_sdk::Role;
-use troth_sdk::layout::{HttpPlan, Layout, Plan};
+use troth_sdk::layout::{Hosting, HttpPlan, Layout, Plan};
 
 use crate::Context;
 use crate::output::{EXIT_FAILED, EXIT_USAGE, Failure, line};
@@ -33,9 +33,30 @@ pub struct InitOptions {
     /// Shards. Fixed for ever.
     #[arg(long, default_value_t = 16)]
     shards: u16,
-    /// Show metrics and health nowhere, and not on loopback, at a server's port and 2000 more.
+    #[command(flatten)]
+    hosting: HostingOptions,
+    /// Let coordinators show the console at their HTTP port, to whoever knows the token that is made for it.
     #[arg(long)]
-    no_http: bool,
+    console: bool,
+}
+
+/// Options about servers on their machines.
+#[derive(Args)]
+pub struct HostingOptions {
+    /// The folder of the data folders, on the machines of the servers; if relative, then to their
+    /// configurations.
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data: String,
+    /// Where servers show metrics and health over HTTP, at their port and 2000 more.
+    #[arg(long, value_enum, default_value_t)]
+    http: HttpPlan,
+}
+
+impl HostingOptions {
+    /// What that means.
+    pub fn hosting(self, console: bool) -> Hosting {
+        Hosting { data: self.data, http: self.http, console }
+    }
 }
 
 /// Makes the files of a new cluster.
@@ -53,13 +74,16 @@ pub fn init(context: &Context, options: InitOptions) -> Result<(), Failure> {
     if !(1..=1024).contains(&options.shards) {
         return wrong("--shards must be from 1 to 1024");
     }
+    if options.console && options.hosting.http == HttpPlan::Off {
+        return wrong("--console needs the HTTP port; leave --http off out");
+    }
     let layout = Layout::at(&options.dir);
     let plan = Plan {
         coordinators: options.coordinators,
         participants: options.participants,
         shards: options.shards,
         replicas: options.replicas,
-        http: if options.no_http { HttpPlan::Off } else { HttpPlan::Beside },
+        hosting: options.hosting.hosting(options.console),
     };
     let cluster = layout.create(&plan).map_err(|error| Failure::new(EXIT_FAILED, error))?;
     let dir = options.dir.display();
