@@ -177,6 +177,20 @@ async fn raft_messages_keep_their_order_while_a_connection_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_says_goodbye_does_not_wait_for_its_own_connections() {
+    let mut fastest = Duration::MAX;
+    for _ in 0..3 {
+        let (caller, _server, peer, _) = pair().await;
+        caller.call(&peer, read(AT_ONCE, Vec::new()), soon()).await.expect("an answer");
+        let began = Instant::now();
+        caller.close().await;
+        fastest = fastest.min(began.elapsed());
+    }
+    // Half a second is how long it waits at most for what does not end.
+    assert!(fastest < Duration::from_millis(400), "{fastest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_is_never_answered_ends_by_its_deadline() {
     let (caller, _server, peer, _) = pair().await;
     let deadline = Instant::now() + Duration::from_millis(200);

@@ -225,6 +225,8 @@ impl Quic {
         self.endpoint.close(Close::Bye.code(), b"shutting down");
         self.closing.cancel();
         self.tasks.close();
+        // What writes to a connection ends with the last one who could give it something to write.
+        self.links.lock().clear();
         // Long enough for the goodbye to leave. Those who do not hear it will notice by their idle
         // timeout.
         let _ = timeout(Duration::from_millis(50), self.endpoint.wait_idle()).await;
