@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use troth_protocol::ring::WEIGHT_MAX;
+use troth_protocol::ring::diff;
 use troth_protocol::{NodeId, NodeState};
 use troth_sdk::ClientConfig;
 use troth_sdk::layout::{Layout, Newcomer};
@@ -106,7 +107,8 @@ pub struct RemoveOptions {
 
 #[derive(Args)]
 struct Wait {
-    /// Wait until all shards are where they should be then; --timeout says for how long.
+    /// Wait until all shards are where they should be then, for as long as something moves; --timeout says
+    /// how long nothing may.
     #[arg(long)]
     wait: bool,
 }
@@ -147,10 +149,17 @@ async fn change_node(
 ) -> Result<(), Failure> {
     let before = operator.overview().await?;
     operator.change_node(NodeId(id), change).await?;
-    let deadline = Instant::now() + context.timeout;
+    let mut deadline = Instant::now() + context.timeout;
+    let mut seen = None;
     let after = loop {
         let overview = match operator.overview().await {
-            Ok(overview) => overview,
+            Ok(overview) => {
+                let now = position(&overview);
+                if seen.replace(now) != Some(now) {
+                    deadline = Instant::now() + context.timeout;
+                }
+                overview
+            }
             // The leader may change while shards move.
             Err(_) if wait && Instant::now() < deadline => {
                 tokio::time::sleep(LOOK_INTERVAL).await;
@@ -163,8 +172,11 @@ async fn change_node(
             break overview;
         }
         if Instant::now() >= deadline {
-            let reason =
-                format!("{ways} shards are still on their way; `troth moves` shows how far they are");
+            let reason = format!(
+                "{ways} shards are still on their way, and nothing has moved for {:.0} s; `troth moves` shows how far \
+                 they are",
+                context.timeout.as_secs_f64()
+            );
             return Err(Failure::new(EXIT_FAILED, reason));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
@@ -186,18 +198,14 @@ async fn change_node(
 
 /// Shards that are not where they should be.
 fn ways_to_go(overview: &Overview) -> usize {
-    let same = |these: &Vec<NodeId>, those: &Vec<NodeId>| {
-        let sorted = |nodes: &Vec<NodeId>| {
-            let mut nodes = nodes.clone();
-            nodes.sort();
-            nodes
-        };
-        sorted(these) == sorted(those)
-    };
     let map = &overview.map;
-    let astray = map.placement.iter().zip(&overview.target).filter(|(is, should)| !same(is, should));
-    let shards = astray.count();
-    shards.max(map.moves.len())
+    diff(&map.placement, &overview.target).len().max(map.moves.len())
+}
+
+/// How far all moves are together: another one each time that anything moves.
+fn position(overview: &Overview) -> (u64, u64, u64) {
+    let moving = overview.nodes.iter().flat_map(|view| &view.report.shards).filter_map(|shard| shard.moving);
+    (overview.map.epoch.0, overview.moved_bytes, moving.map(|moving| moving.sent + moving.known).sum())
 }
 
 async fn list(context: &Context, operator: &Operator) -> Result<(), Failure> {
