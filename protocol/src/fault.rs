@@ -99,7 +99,8 @@ async fn meet(point: FaultPoint) {
 fn strike(point: FaultPoint) -> Option<Duration> {
     let action = {
         let mut points = TABLE.points.lock();
-        let armed = points.get_mut(&point).filter(|armed| !armed.fired)?;
+        let again = |armed: &Armed| matches!(armed.action, FaultAction::HoldAll { .. });
+        let armed = points.get_mut(&point).filter(|armed| !armed.fired || again(armed))?;
         if armed.skip > 0 {
             armed.skip -= 1;
             return None;
@@ -111,7 +112,9 @@ fn strike(point: FaultPoint) -> Option<Duration> {
     match action {
         FaultAction::Kill => signal_self(rustix::process::Signal::KILL),
         FaultAction::Stop => signal_self(rustix::process::Signal::STOP),
-        FaultAction::Hold { millis } => return Some(Duration::from_millis(millis.into()).min(HOLD_MAX)),
+        FaultAction::Hold { millis } | FaultAction::HoldAll { millis } => {
+            return Some(Duration::from_millis(millis.into()).min(HOLD_MAX));
+        }
     }
     None
 }

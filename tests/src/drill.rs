@@ -129,7 +129,12 @@ impl Drill {
         self.arm(server, point, FaultAction::Hold { millis: 60_000 }, skip).await;
     }
 
-    /// The same, at once and for so long.
+    /// The same for everybody who comes to it.
+    pub async fn hold_all_at(&self, server: Server, point: FaultPoint) {
+        self.arm(server, point, FaultAction::HoldAll { millis: 60_000 }, 0).await;
+    }
+
+    /// Holds one at once and for so long.
     pub async fn hold_for(&self, server: Server, point: FaultPoint, time: Duration) {
         self.arm(server, point, FaultAction::Hold { millis: time.as_millis() as u32 }, 0).await;
     }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use troth_protocol::ShardId;
+use troth_protocol::message::{Request, Response, shard};
+use troth_protocol::{KeyRange, Reject, ShardId};
 use troth_sdk::harness::processes::{Processes, Shape};
 use troth_sdk::operator::FaultPoint;
 use troth_sdk::{Client, Commit, Error, Key};
@@ -196,5 +197,57 @@ async fn a_slow_shard_holds_up_nobody_who_does_not_need_it() {
     }
     drill.until_nothing_is_held().await;
     other.close().await;
+    drill.end().await;
+}
+
+/// Reads of one shard that may wait for the disk: `DISK_READS_MAX` of the participant.
+const DISK_READS: usize = 256;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_that_a_disk_does_not_answer_are_refused_and_nobody_else_feels_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let drill = start(folder.path(), 512).await;
+    let [(slow, server), (quick, _)] = drill.two_keys("read").await;
+    let write = drill.client.transact(async |tx| {
+        tx.put(&slow, "1")?;
+        tx.put(&quick, "1")
+    });
+    in_time(write).await.expect("it commits");
+    let snapshot = in_time(drill.client.snapshot()).await.expect("a moment");
+    drill.hold_all_at(server, FaultPoint::DiskRead).await;
+
+    // More than may wait, as another client would ask: without a pause.
+    let (peer, map) = (drill.peer(server), drill.client.map());
+    let range = KeyRange::new(Key::copy_from(slow.as_bytes()), None);
+    let shard = Key::copy_from(slow.as_bytes()).shard(map.shards);
+    let scan = shard::Request::Scan { at: snapshot.timestamp(), range, rows_max: 1 };
+    let request = Request::Shard { shard, request: scan };
+    let mut scans = JoinSet::new();
+    for _ in 0..DISK_READS + 50 {
+        let (transport, peer, request) = (drill.client.transport().clone(), peer.clone(), request.clone());
+        scans.spawn(async move {
+            transport.call(&peer, request, tokio::time::Instant::now() + troth_tests::PATIENCE).await
+        });
+    }
+    for _ in 0..50 {
+        let ended = in_time(scans.join_next()).await.expect("some end").expect("no panic");
+        let refused = matches!(ended, Ok(Response::Rejected(Reject::Overloaded { retry_after_millis })) if retry_after_millis > 0);
+        assert!(refused, "{ended:?}");
+    }
+    // What is in memory is read, and other nodes are not held up.
+    let read = in_time(snapshot.get_many([&slow, &quick])).await.expect("they are read");
+    assert!(read.iter().all(|value| value.as_deref() == Some(b"1".as_slice())), "{read:?}");
+    let write = drill.client.transact(async |tx| {
+        tx.get(&slow).await?;
+        tx.put(&slow, "2")?;
+        tx.put(&quick, "2")
+    });
+    in_time(write).await.expect("it commits");
+
+    drill.release(server).await;
+    while let Some(ended) = in_time(scans.join_next()).await {
+        let ended = ended.expect("no panic").expect("an answer");
+        assert!(matches!(ended, Response::Shard(shard::Response::Page { .. })), "{ended:?}");
+    }
     drill.end().await;
 }

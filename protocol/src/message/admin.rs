@@ -99,6 +99,11 @@ pub enum FaultAction {
         /// For so long, at most a minute.
         millis: u32,
     },
+    /// The same, and so does everybody who comes later.
+    HoldAll {
+        /// Each for so long, at most a minute.
+        millis: u32,
+    },
 }
 
 /// An armed fault point.
@@ -158,6 +163,8 @@ fault_points! {
     FinishReceived = "finish-received",
     /// Participant: a `Finish` is applied, and not acknowledged yet.
     Finished = "finished",
+    /// Participant: a read has its place among those that wait for the disk, and does not read yet.
+    DiskRead = "disk-read",
     /// Participant: some parts of a snapshot are about to be sent.
     SnapshotParts = "snapshot-parts",
     /// Participant: a shard's newcomers have all that it has, and its voters are not changed yet.

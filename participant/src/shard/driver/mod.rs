@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -75,6 +76,7 @@ struct Inner {
     clock: Clock,
     metrics: Metrics,
     next_read: AtomicU64,
+    disk_reads: Arc<Semaphore>,
     /// The newest timestamp that a coordinator has shown.
     newest_known: AtomicU64,
     /// The move that this leader is at.
@@ -103,6 +105,7 @@ impl Shard {
             clock,
             metrics,
             next_read: AtomicU64::new(0),
+            disk_reads: Arc::new(Semaphore::new(reading::DISK_READS_MAX)),
             newest_known: AtomicU64::new(0),
             moving: Mutex::default(),
             stop: CancellationToken::new(),

@@ -8,10 +8,11 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout_at;
 use troth_protocol::limits::{READ_AHEAD_MAX, READ_BYTES_MAX, SCAN_BYTES_MAX, SCAN_ROWS_MAX};
+use troth_protocol::message::admin::FaultPoint;
 use troth_protocol::message::coordinator;
 use troth_protocol::message::shard::Version;
 use troth_protocol::routing::{Resend, RouteError};
-use troth_protocol::{Key, KeyRange, Reject, Timestamp};
+use troth_protocol::{Key, KeyRange, Reject, Timestamp, fault};
 use troth_replication::Reach;
 
 use super::{ASK_TIMEOUT, Inner};
@@ -21,6 +22,12 @@ use crate::shard::machine::{Core, Wake};
 
 /// Reads of at most this many keys may be answered without leaving the task.
 const KEYS_INLINE_MAX: usize = 64;
+
+/// Reads of one shard that may wait for the disk at once.
+pub(super) const DISK_READS_MAX: usize = 256;
+
+/// When a read is told to come back that finds no place among them.
+const DISK_READ_AGAIN: Duration = Duration::from_millis(50);
 
 /// A read that waits is told who blocks it this long before its caller gives up.
 const ANSWER_MARGIN: Duration = Duration::from_millis(10);
@@ -83,6 +90,14 @@ impl Inner {
         &self,
         read: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, Reject> {
+        // The place is kept until the read is done, also if nobody waits for it any more.
+        let place = self.disk_reads.clone().try_acquire_owned();
+        let place = place.map_err(|_| Reject::overloaded(DISK_READ_AGAIN))?;
+        fault::pass(FaultPoint::DiskRead).await;
+        let read = move || {
+            let _place = place;
+            read()
+        };
         let result = spawn_blocking(read).await.map_err(io::Error::other).flatten();
         result.map_err(|error| {
             tracing::error!(shard = %self.shard, %error, "cannot read");
