@@ -5,6 +5,9 @@ CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/troth/target
 export CARGO_TARGET_DIR
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
+# What the programs are made with: the command line, and sending spans to a collector.
+FEATURES := troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp
+
 .PHONY: help setup setup-tests build demo test mutation check fmt doc clean
 
 help: ## what can be made
@@ -17,7 +20,7 @@ setup-tests: ## the same, and what tests need: a headless browser, promtool
 	@scripts/setup tests
 
 build: setup ## all release binaries, in target/release
-	cargo build --release --locked --workspace --bins --features troth-sdk/cli
+	cargo build --release --locked --workspace --bins --features $(FEATURES)
 
 demo: build ## bank transfers on real processes; servers are killed, come and go
 	target/release/troth demo
@@ -31,7 +34,7 @@ mutation: setup ## the tests of anomalies must fail when transactions are not ch
 
 check: setup ## formatting, lints, documentation
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets --features troth-sdk/cli -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
 fmt: ## format all code

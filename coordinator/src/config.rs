@@ -8,7 +8,7 @@ use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
 use troth_protocol::net::quic::QuicConfig;
 use troth_protocol::process::{
     Basics, Common, ConfigError, HttpSection, LogSection, NetworkSection, RaftSection, ServerFile, Source,
-    TlsSection,
+    TlsSection, TraceSection,
 };
 use troth_replication::Timing;
 
@@ -45,6 +45,9 @@ pub struct File {
     /// What to log, and how.
     #[serde(default)]
     pub log: LogSection,
+    /// Where spans of transactions are sent.
+    #[serde(default)]
+    pub trace: TraceSection,
     /// How to talk to others.
     #[serde(default)]
     pub network: NetworkSection,
@@ -152,8 +155,8 @@ impl Config {
 
 impl ServerFile for File {
     fn common(&mut self) -> Common<'_> {
-        let File { id, listen, advertise, data, tls, log, network, http, .. } = self;
-        Common { id, listen, advertise, data, tls, log, network, http }
+        let File { id, listen, advertise, data, tls, log, trace, network, http, .. } = self;
+        Common { id, listen, advertise, data, tls, log, trace, network, http }
     }
 }
 
@@ -299,6 +302,14 @@ mod tests {
         check(
             &with("[limits]\ntransaction_age_s = 600"),
             "c.toml:4: limits.transaction_age_s: must be from 1 to 599",
+        );
+        check(
+            &with("[http]\nconsole_token = \"t\""),
+            "http.listen: is missing; for example: listen = \"127.0.0.1:9450\"",
+        );
+        check(
+            &with("[http]\nlisten = \"127.0.0.1:0\"\nconsole_token = \"/dev/null\""),
+            "c.toml:5: http.console_token: /dev/null: a token has 16 to 128 letters, digits, '-' or '_'",
         );
         check(
             &with("[network]\nidle_timeout_ms = 10"),

@@ -8,7 +8,7 @@ use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
 use troth_protocol::net::quic::QuicConfig;
 use troth_protocol::process::{
     Basics, Common, ConfigError, HttpSection, LogSection, NetworkSection, RaftSection, ServerFile, Source,
-    TlsSection,
+    TlsSection, TraceSection,
 };
 use troth_protocol::ring::WEIGHT_MAX;
 use troth_replication::Timing;
@@ -43,6 +43,9 @@ pub struct File {
     /// What to log, and how.
     #[serde(default)]
     pub log: LogSection,
+    /// Where spans of transactions are sent.
+    #[serde(default)]
+    pub trace: TraceSection,
     /// How to talk to others.
     #[serde(default)]
     pub network: NetworkSection,
@@ -131,8 +134,8 @@ impl Config {
 
 impl ServerFile for File {
     fn common(&mut self) -> Common<'_> {
-        let File { id, listen, advertise, data, tls, log, network, http, .. } = self;
-        Common { id, listen, advertise, data, tls, log, network, http }
+        let File { id, listen, advertise, data, tls, log, trace, network, http, .. } = self;
+        Common { id, listen, advertise, data, tls, log, trace, network, http }
     }
 }
 

@@ -32,6 +32,7 @@ pub mod ring;
 pub mod routing;
 pub mod timeline;
 pub mod timestamp;
+pub mod trace;
 pub mod wire;
 
 pub use cluster_map::{ClusterMap, Move, Node, NodeState};

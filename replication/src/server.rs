@@ -17,7 +17,7 @@ use troth_protocol::net::Role;
 use troth_protocol::net::quic::{EndpointError, Quic};
 use troth_protocol::net::tls::Credentials;
 use troth_protocol::process::{
-    self, Basics, ConfigError, EXIT_FAILED, EXIT_USAGE, HttpConfig, LogFormat, ServerFile, Source,
+    self, Basics, ConfigError, EXIT_FAILED, EXIT_USAGE, HttpConfig, LogFormat, ServerFile, Source, Traces,
     load_server,
 };
 
@@ -90,13 +90,13 @@ impl ServerFlags {
         &self,
         role: Role,
         resolve: impl FnOnce(F, &Source) -> Result<C, ConfigError>,
-    ) -> Result<(C, Credentials), ConfigError> {
+    ) -> Result<(C, Credentials, Traces), ConfigError> {
         let (mut file, source) = self.file::<F>()?;
         let common = file.common();
-        common.log.start(&source)?;
+        let traces = common.log.start(common.trace, role, *common.id, &source)?;
         let tls = common.tls.clone();
         let config = resolve(file, &source)?;
-        Ok((config, tls.load(role, &source)?))
+        Ok((config, tls.load(role, &source)?, traces))
     }
 }
 
@@ -122,7 +122,7 @@ pub fn main<F: ServerFile, C, S: Running, E: Display>(
     start: impl AsyncFnOnce(C, Credentials) -> Result<S, E>,
 ) -> ExitCode {
     let complain = |error: &dyn Display| eprintln!("troth-{role}: {error}");
-    let (config, credentials) = match flags.configure(role, resolve) {
+    let (config, credentials, traces) = match flags.configure(role, resolve) {
         Ok(configured) => configured,
         Err(error) => {
             complain(&error);
@@ -145,7 +145,9 @@ pub fn main<F: ServerFile, C, S: Running, E: Display>(
         reason
     };
     let result = process::runtime(flags.threads).map_err(|error| error.to_string());
-    match result.and_then(|runtime| runtime.block_on(run)) {
+    let result = result.and_then(|runtime| runtime.block_on(run));
+    traces.flush();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);

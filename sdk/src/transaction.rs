@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
+use tracing::Instrument;
 use troth_protocol::limits::{KEY_BYTES_MAX, TXN_BYTES_MAX, TXN_KEYS_MAX, VALUE_BYTES_MAX};
 use troth_protocol::message::coordinator::{self, Request, Response};
 use troth_protocol::message::shard::Version;
 use troth_protocol::message::txn::{self, Cause, Part, RangeCheck, ReadCheck, Work, Write};
 use troth_protocol::routing::{Resend, RouteError, Router, pauses};
-use troth_protocol::{Epoch, Key, KeyRange, ParticipantId, Reject, ShardId, Timestamp, TxnId};
+use troth_protocol::{Epoch, Key, KeyRange, ParticipantId, Reject, ShardId, Timestamp, TxnId, txn_span};
 
 use crate::error::Error;
 use crate::reader::Reader;
@@ -307,7 +308,9 @@ impl Transaction {
             check_size(&state)?;
             parts(&state, inner.id.start, inner.reader.shards())
         };
-        submit(inner.id, inner.epoch, parts, &inner.reader.router, inner.reader.patience.deadline()).await
+        submit(inner.id, inner.epoch, parts, &inner.reader.router, inner.reader.patience.deadline())
+            .instrument(txn_span!("submit", inner.id))
+            .await
     }
 
     /// The first error that a read met, if one did.

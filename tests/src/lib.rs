@@ -90,7 +90,8 @@ pub fn programs() -> &'static Path {
     PROGRAMS.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--locked", "-p", "troth-coordinator", "-p", "troth-participant"]);
-        cargo.args(["-p", "troth-sdk", "--features", "cli", "--bins"]);
+        let features = "troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp";
+        cargo.args(["-p", "troth-sdk", "--features", features, "--bins"]);
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }

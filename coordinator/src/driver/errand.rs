@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tracing::{Instrument, Span};
 use troth_protocol::message::admin::FaultPoint;
 use troth_protocol::message::shard::{self, CommitOnePhase, Prepare};
 use troth_protocol::routing::{Resend, RouteError};
-use troth_protocol::{Epoch, ParticipantId, ShardId, Timestamp, TxnId, fault};
+use troth_protocol::{Epoch, ParticipantId, ShardId, Timestamp, TxnId, fault, txn_span};
 use troth_replication::ProposeError;
 
 use super::{ATTEMPT_PAUSE, Inner};
@@ -58,10 +59,14 @@ impl Errand {
                 }
                 Effect::Ceiling(ceiling) => self.spawn(self.clone().raise_ceiling(ceiling)),
                 Effect::Prepare { shard, prepare, deadline } => {
-                    self.spawn(self.clone().ask_for_vote(shard, prepare, deadline.into()));
+                    let span = txn_span!("ask for vote", prepare.txn, %shard);
+                    self.spawn(self.clone().ask_for_vote(shard, prepare, deadline.into()).instrument(span));
                 }
                 Effect::CommitOnePhase { shard, commit, deadline } => {
-                    self.spawn(self.clone().commit_one_phase(shard, commit, deadline.into()));
+                    let span = txn_span!("ask to commit", commit.txn, %shard);
+                    self.spawn(
+                        self.clone().commit_one_phase(shard, commit, deadline.into()).instrument(span),
+                    );
                 }
                 Effect::AskShard { shard, txn } => self.spawn(self.clone().ask_shard(shard, txn)),
                 Effect::Finish { shard, decisions } => {
@@ -103,9 +108,12 @@ impl Errand {
     /// Proposes what the leader hears of when it is applied; here only failure matters.
     fn propose_for(&self, txns: Vec<TxnId>, command: &Command, phase: Option<Phase>) {
         let began = std::time::Instant::now();
+        // They end with the proposal.
+        let spans: Vec<Span> = txns.iter().map(|txn| txn_span!("decide", *txn)).collect();
         let proposal = self.inner.submit(command);
         let errand = self.clone();
         self.spawn(async move {
+            let _spans = spans;
             let result = match proposal {
                 Ok(proposal) => proposal.output().await,
                 Err(error) => Err(error),
@@ -193,6 +201,8 @@ impl Errand {
 
     async fn finish(self, shard: ShardId, decisions: Vec<(TxnId, shard::Decision)>) {
         let began = std::time::Instant::now();
+        let _spans: Vec<Span> =
+            decisions.iter().map(|(txn, _)| txn_span!("ask to finish", *txn, %shard)).collect();
         let request = shard::Request::Finish { epoch: self.epoch, decisions: decisions.clone() };
         let answer = self.call(shard, request, Instant::now() + ATTEMPT_TIMEOUT).await;
         let ok = matches!(answer, Ok(shard::Response::Finished));

@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use troth_protocol::fault;
 use troth_protocol::message::admin::{CoordinatorStatus, FaultPoint, TxnKnowledge};
 use troth_protocol::message::coordinator::{Request, Response};
@@ -20,7 +21,7 @@ use troth_protocol::message::overview::Election;
 use troth_protocol::message::shard::{self};
 use troth_protocol::routing::Router;
 use troth_protocol::wire::encode;
-use troth_protocol::{ClientId, ClusterMap, MapEpoch, Node, NodeId, Reject, TxnId};
+use troth_protocol::{ClientId, ClusterMap, MapEpoch, Node, NodeId, Reject, TxnId, txn_span};
 use troth_replication::{
     Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
 };
@@ -156,7 +157,8 @@ impl Coordinator {
                 let (txn, began) = (commit.txn, Instant::now());
                 let deadline_std = deadline.into_std();
                 let event = |id| Event::Commit { id, commit, deadline: deadline_std };
-                let answer = inner.ask_leader(txn, event, deadline).await;
+                let asking = inner.ask_leader(txn, event, deadline);
+                let answer = asking.instrument(txn_span!("commit", txn)).await;
                 inner.note_end(txn, &answer, began.elapsed());
                 answer
             }

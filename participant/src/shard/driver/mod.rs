@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span};
 use troth_protocol::clock::Clock;
 use troth_protocol::fault;
 use troth_protocol::message::admin::FaultPoint;
@@ -26,7 +27,7 @@ use troth_protocol::message::txn::{Cause, Work};
 use troth_protocol::routing::{Resend, Router};
 use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::encode;
-use troth_protocol::{Epoch, Reject, ShardId, Timestamp, TxnId};
+use troth_protocol::{Epoch, Reject, ShardId, Timestamp, TxnId, txn_span};
 use troth_replication::{
     Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
 };
@@ -133,9 +134,17 @@ impl Shard {
                 Ok(Response::Page { rows: page.rows, more: page.more })
             }
             Request::WhoLeads => inner.who_leads().await,
-            Request::Prepare(prepare) => inner.prepare(prepare).await.map(Response::Vote),
-            Request::CommitOnePhase(commit) => inner.commit_one_phase(commit).await,
+            Request::Prepare(prepare) => {
+                let span = txn_span!("prepare", prepare.txn, shard = %inner.shard);
+                inner.prepare(prepare).instrument(span).await.map(Response::Vote)
+            }
+            Request::CommitOnePhase(commit) => {
+                let span = txn_span!("commit in one phase", commit.txn, shard = %inner.shard);
+                inner.commit_one_phase(commit).instrument(span).await
+            }
             Request::Finish { epoch, decisions } => {
+                let span = |(txn, _): &(TxnId, Decision)| txn_span!("finish", *txn, shard = %inner.shard);
+                let _spans: Vec<Span> = decisions.iter().map(span).collect();
                 inner.finish(epoch, decisions).await.map(|()| Response::Finished)
             }
             Request::Prepared { epoch, after, count_max } => {
