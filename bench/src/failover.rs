@@ -9,14 +9,10 @@ use rand::RngExt;
 use serde_json::json;
 use tokio::time::sleep;
 use troth_protocol::{NodeId, ShardId};
-use troth_sdk::Client;
-use troth_sdk::harness::bank::{Audit, Bank};
 use troth_sdk::harness::load::Load;
-use troth_sdk::harness::processes::{Processes, Shape, binaries};
 use troth_sdk::harness::until_settled;
 
-/// How long anything may take that must happen.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::scene::{ClusterOptions, PATIENCE, Scene};
 
 /// Who is killed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -55,22 +51,16 @@ pub struct Options {
 
 /// Runs it, and checks that no money appeared or vanished.
 pub async fn run(options: &Options) -> anyhow::Result<()> {
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let shape = Shape { coordinators: 3, nodes: 3, replicas: 3, shards: options.shards };
-    let mut processes = Processes::create(folder.path(), &binaries()?, shape)?;
-    processes.start()?;
-    let mut config = processes.client_config()?;
-    config.timeout = PATIENCE;
-    let client = Client::connect(config).await?;
-    let bank = Bank::new(&client, options.accounts);
-    let opened = bank.open().await?;
+    let cluster = ClusterOptions { coordinators: 3, nodes: 3, replicas: 3, shards: options.shards };
+    let mut scene = Scene::start(cluster, options.accounts, |_| Ok(())).await?;
+    let Scene { processes, operator, bank, opened, .. } = &mut scene;
     let before = bank.balances().await?;
-    let (load, operator) = (Load::start(&bank, options.clients, 1), client.operator());
+    let load = Load::start(bank, options.clients, 1);
 
     let mut times: Vec<Duration> = Vec::new();
     for kill in 0..options.kills {
         // Only a cluster in which everything is as it should be is struck.
-        let status = until_settled(&operator, PATIENCE).await?;
+        let status = until_settled(operator, PATIENCE).await?;
         let (leading, serving) = (status.leader().context("it is settled")?, status.serving());
         sleep(Duration::from_millis(rand::rng().random_range(200..1000))).await;
         let (victim, concerned): (_, Vec<ShardId>) = match options.victim {
@@ -120,9 +110,9 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     };
     let after = bank.balances_within(PATIENCE).await?;
     let (audit, wrong) = (after.audit(), ended.wrong_accounts(&before, &after));
-    let expected = Audit { accounts: options.accounts as usize, total: opened.total };
-    ensure!(audit == expected, "the books do not balance: {audit:?} instead of {expected:?}");
-    client.close().await;
+    let opened = *opened;
+    ensure!(audit == opened, "the books do not balance: {audit:?} instead of {opened:?}");
+    scene.end().await;
 
     times.sort();
     let millis = |at: usize| times[at.min(times.len() - 1)].as_millis() as u64;

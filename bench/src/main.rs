@@ -5,6 +5,7 @@ mod move_shard;
 mod overload;
 mod report;
 mod ring;
+mod scene;
 mod transfer;
 
 use std::process::ExitCode;

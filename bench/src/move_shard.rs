@@ -14,16 +14,13 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use tokio::time::sleep;
 use troth_protocol::{ClusterMap, Node, NodeId, NodeState, ShardId};
-use troth_sdk::harness::bank::{Audit, Bank};
 use troth_sdk::harness::load::Load;
 use troth_sdk::harness::moving::{change_node, until_placed};
-use troth_sdk::harness::processes::{Process, Processes, Shape, binaries};
-use troth_sdk::harness::until_settled;
+use troth_sdk::harness::processes::{Process, Processes};
 use troth_sdk::operator::NodeChange;
 use troth_sdk::{Client, Error};
 
-/// How long anything may take but the move.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::scene::{ClusterOptions, PATIENCE, Scene};
 
 /// How long the move may take.
 const MOVE_PATIENCE: Duration = Duration::from_secs(30 * 60);
@@ -37,18 +34,8 @@ const VALUES_AT_ONCE: u64 = 64;
 /// Options of the move benchmark.
 #[derive(Args)]
 pub struct Options {
-    /// Coordinators: 1, 3 or 5.
-    #[arg(long, default_value_t = 1)]
-    pub coordinators: u16,
-    /// Participants, before one more joins.
-    #[arg(long, default_value_t = 3)]
-    pub nodes: u16,
-    /// Replicas of each shard: 1, 3 or 5.
-    #[arg(long, default_value_t = 1)]
-    pub replicas: u16,
-    /// Shards.
-    #[arg(long, default_value_t = 16)]
-    pub shards: u16,
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
     /// MiB in the shard that moves.
     #[arg(long, default_value_t = 2048)]
     pub mib: u64,
@@ -112,36 +99,24 @@ struct Report {
 
 /// Runs it, and checks that no money and no value appeared or vanished.
 pub async fn run(options: &Options) -> anyhow::Result<()> {
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let shape = Shape {
-        coordinators: options.coordinators,
-        nodes: options.nodes,
-        replicas: options.replicas,
-        shards: options.shards,
+    let throttle_all = |processes: &Processes| {
+        processes.participants.iter().try_for_each(|process| throttle(process.config(), options))
     };
-    let mut processes = Processes::create(folder.path(), &binaries()?, shape)?;
-    for process in &processes.participants {
-        throttle(process.config(), options)?;
-    }
-    processes.start()?;
-    let client = Client::connect(processes.client_config()?).await?;
-    let operator = processes.operator()?;
-    let bank = Bank::new(&client, options.accounts);
-    let opened = bank.open().await?;
-    until_settled(&operator, PATIENCE).await?;
-
-    let newcomer = NodeId(u64::from(options.nodes) + 1);
+    let mut scene = Scene::start(options.cluster, options.accounts, throttle_all).await?;
+    let Scene { processes, client, operator, bank, .. } = &mut scene;
+    let newcomer = NodeId(u64::from(options.cluster.nodes) + 1);
     let shard = gained(&client.map(), newcomer).context("the newcomer gains no shard; take more --shards")?;
-    let filler = Filler { tag: tag(shard, options.shards), values: (options.mib << 20) / VALUE_BYTES as u64 };
+    let filler =
+        Filler { tag: tag(shard, options.cluster.shards), values: (options.mib << 20) / VALUE_BYTES as u64 };
     let began = Instant::now();
-    filler.fill(&client).await.context("cannot fill the shard")?;
+    filler.fill(client).await.context("cannot fill the shard")?;
     eprintln!("{} MiB are in shard {shard} after {:.0} s", options.mib, began.elapsed().as_secs_f64());
     let process = processes.add_participant()?;
     throttle(process.config(), options)?;
     process.start()?;
-    until_known(&client, newcomer).await?;
+    until_known(client, newcomer).await?;
 
-    let load = Load::start(&bank, options.clients, 1);
+    let load = Load::start(bank, options.clients, 1);
     sleep(Duration::from_secs(2)).await;
     let quiet = Watch::start(&load);
     sleep(Duration::from_secs(options.seconds)).await;
@@ -149,8 +124,8 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     let before: Vec<u64> = processes.participants.iter().map(|process| memory(process, "VmRSS:")).collect();
     processes.participants.iter().try_for_each(forget_peak)?;
     let moving = Watch::start(&load);
-    change_node(&operator, newcomer, NodeChange::Admit { weight: None, zone: None }, PATIENCE).await?;
-    let placed = until_placed(&operator, MOVE_PATIENCE).await?;
+    change_node(operator, newcomer, NodeChange::Admit { weight: None, zone: None }, PATIENCE).await?;
+    let placed = until_placed(operator, MOVE_PATIENCE).await?;
     let moving = moving.end();
     let peaks: Vec<u64> = processes.participants.iter().map(|process| memory(process, "VmHWM:")).collect();
     let after = Watch::start(&load);
@@ -161,17 +136,14 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     if let Some(error) = &ended.counts.error {
         eprintln!("a transfer failed: {error}");
     }
-    let audit = bank.audit_within(PATIENCE).await?;
-    let expected = Audit { accounts: options.accounts as usize, total: opened.total };
-    ensure!(audit == expected, "the books do not balance: {audit:?} instead of {expected:?}");
     ensure!(placed.map.replicas_of(shard).contains(&newcomer), "shard {shard} did not move");
-    filler.check(&client).await.context("what filled the shard has changed")?;
+    filler.check(client).await.context("what filled the shard has changed")?;
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let report = Report {
         workload: "move",
-        coordinators: options.coordinators,
-        nodes: options.nodes,
-        replicas: options.replicas,
+        coordinators: options.cluster.coordinators,
+        nodes: options.cluster.nodes,
+        replicas: options.cluster.replicas,
         clients: options.clients,
         shard_bytes: filler.values * VALUE_BYTES as u64,
         moved_shards: placed.moved_shards,
@@ -192,8 +164,8 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
             .collect(),
         errors: ended.counts.failed + ended.counts.unknown,
     };
-    operator.close().await;
-    client.close().await;
+    scene.check_the_books().await?;
+    scene.end().await;
     print(&report, options.json);
     Ok(())
 }

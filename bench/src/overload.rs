@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
 use clap::Args;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
@@ -13,14 +12,11 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use troth_sdk::harness::bank::{Audit, Bank};
+use troth_sdk::harness::bank::Bank;
 use troth_sdk::harness::load::Load;
-use troth_sdk::harness::processes::{Processes, Shape, binaries};
-use troth_sdk::harness::until_settled;
 use troth_sdk::{Client, Commit, Error};
 
-/// How long the last transfers and the audit may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::scene::{ClusterOptions, PATIENCE, Scene};
 
 /// Transfers that may be under way in the benchmark itself; beyond that they count as late.
 const UNDER_WAY_MAX: usize = 100_000;
@@ -28,15 +24,8 @@ const UNDER_WAY_MAX: usize = 100_000;
 /// Options of the overload benchmark.
 #[derive(Args)]
 pub struct Options {
-    /// Coordinators: 1, 3 or 5.
-    #[arg(long, default_value_t = 1)]
-    pub coordinators: u16,
-    /// Participants.
-    #[arg(long, default_value_t = 3)]
-    pub nodes: u16,
-    /// Replicas of each shard: 1, 3 or 5.
-    #[arg(long, default_value_t = 1)]
-    pub replicas: u16,
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
     /// Clients of the closed loop that finds out what the cluster can do.
     #[arg(long, default_value_t = 64)]
     pub clients: usize,
@@ -102,23 +91,11 @@ impl Seen {
 
 /// Runs it, and checks that no money appeared or vanished.
 pub async fn run(options: &Options) -> anyhow::Result<()> {
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let shape = Shape {
-        coordinators: options.coordinators,
-        nodes: options.nodes,
-        replicas: options.replicas,
-        shards: 16,
-    };
-    let mut processes = Processes::create(folder.path(), &binaries()?, shape)?;
-    processes.start()?;
-    let client = Client::connect(processes.client_config()?).await?;
-    let bank = Bank::new(&client, options.accounts);
-    let opened = bank.open().await?;
-    until_settled(&client.operator(), PATIENCE).await?;
-
+    let scene = Scene::start(options.cluster, options.accounts, |_| Ok(())).await?;
+    let Scene { client, bank, .. } = &scene;
     let peak = match options.peak {
         Some(peak) => peak,
-        None => closed_loop(&bank, options).await?,
+        None => closed_loop(bank, options).await?,
     };
     if !options.json {
         println!("the cluster can do {peak:.0} transfers a second");
@@ -129,7 +106,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     }
     let mut rows = Vec::new();
     for factor in &options.factors {
-        let row = open_loop(&client, &bank, options, *factor, peak * factor).await;
+        let row = open_loop(client, bank, options, *factor, peak * factor).await;
         if !options.json {
             println!(
                 "{:>7.1} {:>9.0} {:>9.0} {:>9.0} {:>8.0} {:>10.1} {:>10.1}",
@@ -144,15 +121,13 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         }
         rows.push(row);
     }
-    let audit = bank.audit_within(PATIENCE).await?;
-    let expected = Audit { accounts: options.accounts as usize, total: opened.total };
-    ensure!(audit == expected, "the books do not balance: {audit:?} instead of {expected:?}");
-    client.close().await;
+    scene.check_the_books().await?;
+    scene.end().await;
     let best = rows.iter().map(|row| row.goodput).fold(0.0, f64::max);
     let last = rows.last().map_or(0.0, |row| row.goodput);
     let report = serde_json::json!({
-        "workload": "overload", "coordinators": options.coordinators, "nodes": options.nodes,
-        "replicas": options.replicas, "peak": peak, "rows": rows, "kept": last / best.max(1.0),
+        "workload": "overload", "coordinators": options.cluster.coordinators,
+        "nodes": options.cluster.nodes, "replicas": options.cluster.replicas, "peak": peak, "rows": rows, "kept": last / best.max(1.0),
     });
     if options.json {
         println!("{report}");

@@ -3,36 +3,20 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
 use clap::Args;
 use troth_protocol::ShardId;
-use troth_sdk::Client;
-use troth_sdk::harness::bank::{Audit, Bank};
 use troth_sdk::harness::load::Load;
-use troth_sdk::harness::processes::{Processes, Shape, binaries, cpu_of};
-use troth_sdk::harness::until_settled;
+use troth_sdk::harness::processes::cpu_of;
 use troth_sdk::operator::ClusterStatus;
 
 use crate::report::Report;
-
-/// How long the last transfers and the audit may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::scene::{ClusterOptions, PATIENCE, Scene};
 
 /// Options of the transfer benchmark.
 #[derive(Args)]
 pub struct Options {
-    /// Coordinators: 1, 3 or 5.
-    #[arg(long, default_value_t = 1)]
-    pub coordinators: u16,
-    /// Participants.
-    #[arg(long, default_value_t = 3)]
-    pub nodes: u16,
-    /// Replicas of each shard: 1, 3 or 5.
-    #[arg(long, default_value_t = 1)]
-    pub replicas: u16,
-    /// Shards.
-    #[arg(long, default_value_t = 16)]
-    pub shards: u16,
+    #[command(flatten)]
+    pub cluster: ClusterOptions,
     /// Clients that each wait for one transfer after the other.
     #[arg(long, default_value_t = 64)]
     pub clients: usize,
@@ -52,22 +36,9 @@ pub struct Options {
 
 /// Runs it, and checks that no money appeared or vanished.
 pub async fn run(options: &Options) -> anyhow::Result<Report> {
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let shape = Shape {
-        coordinators: options.coordinators,
-        nodes: options.nodes,
-        replicas: options.replicas,
-        shards: options.shards,
-    };
-    let mut processes = Processes::create(folder.path(), &binaries()?, shape)?;
-    processes.start()?;
-    let client = Client::connect(processes.client_config()?).await?;
-    let bank = Bank::new(&client, options.accounts);
-    let opened = bank.open().await?;
-
-    let operator = client.operator();
-    let calm = until_settled(&operator, PATIENCE).await?;
-    let load = Load::start(&bank, options.clients, 1);
+    let scene = Scene::start(options.cluster, options.accounts, |_| Ok(())).await?;
+    let Scene { processes, operator, bank, calm, .. } = &scene;
+    let load = Load::start(bank, options.clients, 1);
     tokio::time::sleep(Duration::from_secs(options.warmup_seconds)).await;
     let (servers_before, client_before) = (processes.cpu(), cpu_of(std::process::id()));
     drop(load.take_latencies());
@@ -77,22 +48,20 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let client_cpu = cpu_of(std::process::id()) - client_before;
     let servers_cpu = processes.cpu() - servers_before;
     let committed = after.committed - before.committed;
-    let leader_changes = leader_changes(&calm, &operator.status().await);
+    let leader_changes = leader_changes(calm, &operator.status().await);
 
     let ended = load.stop(PATIENCE).await?;
     if let Some(error) = ended.counts.error {
         eprintln!("a transfer failed: {error}");
     }
-    let audit = bank.audit_within(PATIENCE).await?;
-    let expected = Audit { accounts: options.accounts as usize, total: opened.total };
-    ensure!(audit == expected, "the books do not balance: {audit:?} instead of {expected:?}");
+    scene.check_the_books().await?;
 
     let per_txn = |cpu: Duration| cpu.as_secs_f64() * 1e6 / committed.max(1) as f64;
     let mut report = Report {
         workload: "transfer",
-        coordinators: options.coordinators,
-        nodes: options.nodes,
-        replicas: options.replicas,
+        coordinators: options.cluster.coordinators,
+        nodes: options.cluster.nodes,
+        replicas: options.cluster.replicas,
         clients: options.clients,
         seconds: elapsed,
         committed,
@@ -108,7 +77,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         client_cpu_us_per_txn: per_txn(client_cpu),
     };
     report.latencies(&histogram);
-    client.close().await;
+    scene.end().await;
     Ok(report)
 }
 

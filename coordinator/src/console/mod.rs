@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `/console` | the page; it says nothing of the cluster, so everybody may have it |
 //! | `/console/page.css`, `/console/page.js` | what it needs |
-//! | `/console/overview` | the cluster as one JSON object ([`view()`]) |
+//! | `/console/overview` | the cluster as one JSON object, made in `view.rs` |
 //! | `/console/events` | the same each second, as server-sent events |
 //!
 //! The last two want the token: `Authorization: Bearer <token>`. The page takes it from the fragment of its
