@@ -145,11 +145,11 @@ impl File {
     /// # Errors
     /// Names the key, its line, and what would be right.
     pub fn resolve(mut self, source: &Source) -> Result<Config, ConfigError> {
-        let basics = self.common().resolve("127.0.0.1:7460", source)?;
-        basics.check_findable(source)?;
         if self.http.console_token.is_some() {
             return Err(source.error("http.console_token", "only coordinators have a console; leave it out"));
         }
+        let basics = self.common().resolve("127.0.0.1:7460", source)?;
+        basics.check_findable(source)?;
         let coordinators = self.coordinators.unwrap_or_default();
         if coordinators.is_empty() {
             return Err(source.missing("coordinators", "coordinators = [\"127.0.0.1:7450\"]"));
@@ -223,7 +223,7 @@ mod tests {
         check(&with("weight = 0"), "node.toml:4: weight: must be from 1 to 100");
         check(
             &with("wait = 0"),
-            "node.toml:4: unknown field `wait`, expected one of `id`, `listen`, `advertise`, `data`, `zone`, `weight`, `coordinators`, `tls`, `log`, `network`, `http`, `retention`, `raft`, `moves`",
+            "node.toml:4: unknown field `wait`, expected one of `id`, `listen`, `advertise`, `data`, `zone`, `weight`, `coordinators`, `tls`, `log`, `trace`, `network`, `http`, `retention`, `raft`, `moves`",
         );
         check(&with("weight = \"much\""), "node.toml:4: invalid type: string \"much\", expected u32");
         check(
@@ -237,6 +237,10 @@ mod tests {
         check(
             &with("listen = \"0.0.0.0:1\""),
             "advertise: is needed when listen is 0.0.0.0:1, which others cannot call",
+        );
+        check(
+            &with("[http]\nlisten = \"127.0.0.1:0\"\nconsole_token = \"/dev/null\""),
+            "node.toml:6: http.console_token: only coordinators have a console; leave it out",
         );
         check("id = \n", "node.toml:1: string values must be quoted, expected literal string");
     }
