@@ -26,7 +26,7 @@ demo: build ## bank transfers on real processes; servers are killed, come and go
 	target/release/troth demo
 
 test: setup-tests ## all tests
-	cargo test --locked --workspace
+	cargo test --locked --workspace --features $(FEATURES)
 	scripts/mutation
 
 mutation: setup ## the tests of anomalies must fail when transactions are not checked
@@ -35,13 +35,13 @@ mutation: setup ## the tests of anomalies must fail when transactions are not ch
 check: setup ## formatting, lints, documentation
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features $(FEATURES) -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features $(FEATURES)
 
 fmt: ## format all code
 	cargo fmt --all
 
 doc: setup ## documentation, in target/doc
-	cargo doc --locked --workspace --no-deps
+	cargo doc --locked --workspace --no-deps --features $(FEATURES)
 
 clean: ## everything that was built but RocksDB
 	rm -rf "$(CARGO_TARGET_DIR)"/debug "$(CARGO_TARGET_DIR)"/release "$(CARGO_TARGET_DIR)"/doc

@@ -1,11 +1,11 @@
 //! What the leader sees of the cluster: what participants say with their signs of life, who began to
 //! lead what, and what became of transactions in the last minutes. For operators; nothing depends on it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hdrhistogram::Histogram;
 use tokio::time::{Duration, Instant};
-use troth_protocol::message::overview::{Election, NodeReport, NodeView, Second};
+use troth_protocol::message::overview::{Election, NodeReport, NodeView, SILENT_MS, Second};
 use troth_protocol::{NodeId, ShardId};
 
 /// Seconds that are remembered.
@@ -97,6 +97,13 @@ impl Eyes {
             report: report.clone(),
         };
         self.nodes.iter().map(view).collect()
+    }
+
+    /// How many shards somebody has said lately that it serves.
+    pub fn served(&self) -> usize {
+        let lately = self.nodes.values().filter(|(at, _)| at.elapsed().as_millis() <= u128::from(SILENT_MS));
+        let shards = lately.flat_map(|(_, report)| &report.shards).filter(|shard| shard.serving);
+        shards.map(|shard| shard.shard).collect::<BTreeSet<_>>().len()
     }
 
     /// Milliseconds since a participant's last sign of life.

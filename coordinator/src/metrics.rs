@@ -16,7 +16,7 @@ use troth_replication::Leadership;
 use troth_replication::http::Vitals;
 use troth_replication::metrics::{Registry, Sampler, durations};
 
-use crate::driver::Coordinator;
+use crate::driver::{Coordinator, WeakCoordinator};
 use crate::leader::Leader;
 
 /// A standby that is this many entries behind has not caught up.
@@ -186,6 +186,14 @@ impl Metrics {
                 "Shards that are not where the ring wants them",
                 astray as f64,
             )?;
+            let served = coordinator.served();
+            let unserved =
+                if leader.is_some() && map.is_placed() { usize::from(map.shards) - served } else { 0 };
+            samples.gauge(
+                "shards_unserved",
+                "Shards of which nobody has said lately that it serves them",
+                unserved as f64,
+            )?;
             let oldest = leader
                 .and_then(|leader| leader.moving().values().min())
                 .map_or(0.0, |since| since.elapsed().as_secs_f64());
@@ -197,22 +205,27 @@ impl Metrics {
 }
 
 /// How a coordinator says that it is well.
-pub struct Health(pub Coordinator);
+pub struct Health(pub WeakCoordinator);
 
 impl Vitals for Health {
     fn health(&self) -> Result<(), String> {
-        match &*self.0.group().leadership().borrow() {
+        let coordinator = self.0.upgrade().ok_or("it is shutting down")?;
+        let group = coordinator.group();
+        match &*group.leadership().borrow() {
             Leadership::Failed { reason } => Err(reason.clone()),
-            _ if self.0.group().is_stalled() => Err("the disk stalls".into()),
+            _ if group.is_stalled() => Err("the disk stalls".into()),
             Leadership::Leader { .. } | Leadership::Follower { .. } => Ok(()),
         }
     }
 
     fn readiness(&self) -> (bool, serde_json::Value) {
-        let status = self.0.status();
-        let behind = self.0.group().behind();
+        let Some(coordinator) = self.0.upgrade() else {
+            return (false, json!({ "ready": false, "health": "it is shutting down" }));
+        };
+        let status = coordinator.status();
+        let behind = coordinator.group().behind();
         let leads = status.epoch.is_some();
-        let knows_leader = self.0.group().is_led();
+        let knows_leader = coordinator.group().is_led();
         let caught_up = behind <= BEHIND_MAX;
         let ready = self.health().is_ok() && (leads || (knows_leader && caught_up));
         let role = if leads { "leader" } else { "standby" };
@@ -228,5 +241,5 @@ impl Vitals for Health {
 /// A coordinator and what it counts.
 pub fn registered(mut registry: Registry, coordinator: &Coordinator) -> (Registry, Arc<dyn Vitals>) {
     coordinator.metrics().register(&mut registry, coordinator);
-    (registry, Arc::new(Health(coordinator.clone())))
+    (registry, Arc::new(Health(coordinator.downgrade())))
 }

@@ -99,7 +99,8 @@ impl Server {
         let coordinator = Coordinator::start(setup, group, &base.store, &writer, core, router).await?;
         base.quic.serve(Arc::new(Front(coordinator.clone())));
         let (registry, vitals) = metrics::registered(base.registry(&writer), &coordinator);
-        let console = Console { coordinator: coordinator.clone(), id: NodeId(id), peers: known, transport };
+        let console =
+            Console { coordinator: coordinator.downgrade(), id: NodeId(id), peers: known, transport };
         base.show(registry, vitals, |http, stop| match &http.console {
             Some(token) => console::router(console, token.clone(), stop.clone()),
             None => axum::Router::new(),

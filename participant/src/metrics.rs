@@ -1,6 +1,6 @@
 //! What a participant counts and measures, and how it says that it is well.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -166,26 +166,30 @@ impl Metrics {
 }
 
 /// How a participant says that it is well.
-pub struct Health(pub Arc<Node>);
+pub struct Health(pub Weak<Node>);
 
 impl Vitals for Health {
     fn health(&self) -> Result<(), String> {
-        if let Some(reason) = self.0.failure().borrow().clone() {
+        let node = self.0.upgrade().ok_or("it is shutting down")?;
+        if let Some(reason) = node.failure().borrow().clone() {
             return Err(reason);
         }
-        let stalled = self.0.shards().iter().any(|shard| shard.group().is_stalled());
+        let stalled = node.shards().iter().any(|shard| shard.group().is_stalled());
         if stalled { Err("the disk stalls".into()) } else { Ok(()) }
     }
 
     /// Ready is who is known to the coordinators and knows a living leader of each of its shards.
     fn readiness(&self) -> (bool, serde_json::Value) {
-        let (map, shards) = (self.0.map(), self.0.shards());
+        let Some(node) = self.0.upgrade() else {
+            return (false, json!({ "ready": false, "health": "it is shutting down" }));
+        };
+        let (map, shards) = (node.map(), node.shards());
         let status: Vec<_> = shards.iter().map(Shard::status).collect();
         let zipped = status.iter().zip(&shards);
         let leaderless: Vec<u16> =
             zipped.filter(|(_, shard)| !shard.group().is_led()).map(|(status, _)| status.shard.0).collect();
         let behind = shards.iter().map(|shard| shard.group().behind()).max().unwrap_or(0);
-        let id = self.0.id();
+        let id = node.id();
         let standing = map.node(id).map(|node| node.state.name());
         let ready = self.health().is_ok() && map.epoch > MapEpoch(0) && leaderless.is_empty();
         let details = json!({

@@ -40,7 +40,7 @@ impl Server {
         base.quic.serve(Arc::new(Front(node.clone())));
         let mut registry = base.registry(node.writer());
         node.metrics().register(&mut registry, &node);
-        base.show(registry, Arc::new(Health(node.clone())), |_, _| axum::Router::new()).await?;
+        base.show(registry, Arc::new(Health(Arc::downgrade(&node))), |_, _| axum::Router::new()).await?;
         Ok(Server { base, node })
     }
 

@@ -1,8 +1,8 @@
 //! Fault points: named instants at which a process can be held, stopped or killed, so that a test can
 //! bring a cluster to exactly the state that it wants to see survive.
 //!
-//! Nothing is armed unless an operator's certificate asks for it, and what is armed fires once. A
-//! point that is not armed costs one load of a flag. The table belongs to the process: servers that
+//! Nothing is armed unless an operator's certificate asks for it, and what is armed fires once, but
+//! for what holds everybody. A point that is not armed costs one load of a flag. The table belongs to the process: servers that
 //! share one, as in an embedded cluster, share it too.
 
 use std::collections::BTreeMap;

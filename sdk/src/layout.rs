@@ -38,6 +38,16 @@ pub enum LayoutError {
         /// What is there.
         path: PathBuf,
     },
+    /// A server has no port for HTTP.
+    #[error(
+        "{listen} leaves no room for HTTP, at a port that is {HTTP_PORT_DISTANCE} higher: choose a port from 1 to {}, or \
+         --http off",
+        u16::MAX - HTTP_PORT_DISTANCE
+    )]
+    HttpPort {
+        /// Where the server shall listen.
+        listen: String,
+    },
     /// The authority is not usable.
     #[error("{0}")]
     Tls(#[from] TlsError),
@@ -207,11 +217,27 @@ impl Layout {
         Ok(issued)
     }
 
+    /// Whether a server that listens there has a port for HTTP.
+    ///
+    /// # Errors
+    /// What to do if not.
+    fn check_hosting(hosting: &Hosting, listen: &str) -> Result<(), LayoutError> {
+        let port = listen.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
+        let fits = port.is_some_and(|port| port.checked_add(HTTP_PORT_DISTANCE).is_some());
+        if hosting.http == HttpPlan::Off || fits {
+            return Ok(());
+        }
+        Err(LayoutError::HttpPort { listen: listen.to_owned() })
+    }
+
     /// Makes everything that a new cluster needs to start.
     ///
     /// # Errors
     /// If there is one already, or the folder cannot be written.
     pub fn create(&self, plan: &Plan) -> Result<ClusterId, LayoutError> {
+        for listen in plan.coordinators.iter().chain(&plan.participants) {
+            Layout::check_hosting(&plan.hosting, listen)?;
+        }
         let authority = self.create_authority()?;
         let issue =
             |role: Role, name: &str| self.issue(&authority, role, name, CERTIFICATE_VALIDITY).map(drop);
@@ -267,6 +293,9 @@ impl Layout {
     /// If the folder cannot be read.
     pub fn console(&self, coordinator: u64) -> Result<Option<String>, LayoutError> {
         let path = self.folder.join(format!("data/coordinator-{coordinator}/http-address"));
+        if !self.folder.join(CONSOLE_TOKEN).exists() {
+            return Ok(None);
+        }
         match fs::read_to_string(&path) {
             Ok(address) => Ok(Some(console_url(address.trim(), &self.console_token()?))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -279,6 +308,7 @@ impl Layout {
     /// # Errors
     /// If it is there already, the folder holds no cluster, or cannot be written.
     pub fn add_participant(&self, newcomer: &Newcomer) -> Result<PathBuf, LayoutError> {
+        Layout::check_hosting(&newcomer.hosting, &newcomer.listen)?;
         self.write_participant(&self.authority()?, newcomer)
     }
 

@@ -99,6 +99,18 @@ async fn every_metric_that_rules_and_board_name_is_there() {
 }
 
 #[test]
+fn prometheus_asks_where_the_servers_of_the_example_are() {
+    let (example, asked) = (read("../docs/operations.md"), read("prometheus/prometheus.yml"));
+    for (flag, own) in [("--coordinator", 7450), ("--participant", 7461)] {
+        for machine in 1..=3 {
+            assert!(example.contains(&format!("{flag} 10.0.0.{machine}:{own}")), "{flag} {machine}");
+            let http = own + troth_sdk::layout::HTTP_PORT_DISTANCE;
+            assert!(asked.contains(&format!("\"10.0.0.{machine}:{http}\"")), "{flag} {machine}");
+        }
+    }
+}
+
+#[test]
 fn units_start_what_is_built_and_configured() {
     for role in ["coordinator", "participant"] {
         let unit = read(&format!("systemd/troth-{role}@.service"));

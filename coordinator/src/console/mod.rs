@@ -28,7 +28,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::{StreamExt, stream};
 use tokio::sync::{Mutex, Semaphore};
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use troth_protocol::message::overview::Overview;
 use troth_protocol::message::{Request as Call, Response as Answer, admin};
@@ -36,7 +36,7 @@ use troth_protocol::net::{Peer, Transport};
 use troth_protocol::process::Token;
 use troth_protocol::{NodeId, Reject};
 
-use crate::driver::Coordinator;
+use crate::driver::WeakCoordinator;
 
 /// How often the cluster is looked at, for all who follow it together.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -53,8 +53,9 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 /// What the console needs.
 pub struct Console {
-    /// The coordinator that it belongs to.
-    pub coordinator: Coordinator,
+    /// The coordinator that it belongs to. Not held: a page that is slow to fetch what it asked for must not
+    /// keep a server from ending.
+    pub coordinator: WeakCoordinator,
     /// Its number.
     pub id: NodeId,
     /// Where the coordinators are.
@@ -66,6 +67,8 @@ pub struct Console {
 /// Why the cluster cannot be shown.
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
+    #[error("this coordinator is shutting down")]
+    ShuttingDown,
     #[error("no coordinator leads")]
     NoLeader,
     #[error("{0}")]
@@ -74,12 +77,15 @@ enum Trouble {
     Silent(NodeId, String),
 }
 
+/// The cluster as JSON, or why it cannot be shown.
+type Look = Result<Arc<str>, Arc<str>>;
+
 struct Shared {
     console: Console,
     token: Token,
     followers: Arc<Semaphore>,
-    /// What was seen last, and when.
-    seen: Mutex<Option<(Instant, Arc<str>)>>,
+    /// What was seen last, or why nothing was, and when.
+    seen: Mutex<Option<(Instant, Look)>>,
     stop: CancellationToken,
 }
 
@@ -95,7 +101,7 @@ pub fn router(console: Console, token: Token, stop: CancellationToken) -> Router
     let secret = Router::new()
         .route("/console/overview", get(overview))
         .route("/console/events", get(events))
-        .layer(middleware::from_fn_with_state(shared.clone(), who_knows_the_token))
+        .route_layer(middleware::from_fn_with_state(shared.clone(), who_knows_the_token))
         .with_state(shared);
     let page = |kind: &'static str, text: &'static str| {
         get(move || async move { ([(header::CONTENT_TYPE, kind)], text) })
@@ -105,7 +111,7 @@ pub fn router(console: Console, token: Token, stop: CancellationToken) -> Router
         .route("/console/page.css", page("text/css; charset=utf-8", include_str!("page.css")))
         .route("/console/page.js", page("text/javascript; charset=utf-8", include_str!("page.js")))
         .merge(secret)
-        .layer(middleware::map_response(async |mut response: Response| {
+        .route_layer(middleware::map_response(async |mut response: Response| {
             let all: [(HeaderName, &'static str); 4] = [
                 (header::CONTENT_SECURITY_POLICY, POLICY),
                 (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -146,11 +152,13 @@ async fn events(State(shared): State<Arc<Shared>>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     };
     let stop = shared.stop.clone().cancelled_owned();
-    let looks = stream::unfold((shared, interval(INTERVAL)), |(shared, mut ticks)| async move {
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let looks = stream::unfold((shared, ticks), |(shared, mut ticks)| async move {
         ticks.tick().await;
         let event = match shared.look().await {
             Ok(json) => Event::default().data(json),
-            Err(trouble) => Event::default().event("trouble").data(trouble.to_string()),
+            Err(trouble) => Event::default().event("trouble").data(trouble),
         };
         Some((event, (shared, ticks)))
     });
@@ -163,23 +171,30 @@ async fn events(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 impl Shared {
-    /// The cluster as JSON; what was seen a moment ago is good enough.
-    async fn look(&self) -> Result<Arc<str>, Trouble> {
+    /// What was seen a moment ago is good enough, also if it was nothing.
+    async fn look(&self) -> Look {
         let mut seen = self.seen.lock().await;
-        if let Some((at, json)) = &*seen
+        if let Some((at, look)) = &*seen
             && at.elapsed() < INTERVAL.mul_f64(0.9)
         {
-            return Ok(json.clone());
+            return look.clone();
         }
-        let json: Arc<str> = view::view(&self.console.look().await?, self.console.id).to_string().into();
-        *seen = Some((Instant::now(), json.clone()));
-        Ok(json)
+        let look = match timeout(PATIENCE, self.console.look()).await {
+            Ok(Ok(overview)) => Ok(view::view(&overview, self.console.id).to_string().into()),
+            Ok(Err(trouble)) => Err(trouble.to_string().into()),
+            Err(_) => Err("the cluster does not say in time how it is".into()),
+        };
+        *seen = Some((Instant::now(), look.clone()));
+        look
     }
 }
 
 impl Console {
     async fn look(&self) -> Result<Overview, Trouble> {
-        let leader = match self.coordinator.overview().await {
+        let coordinator = self.coordinator.upgrade().ok_or(Trouble::ShuttingDown)?;
+        let own = coordinator.overview().await;
+        drop(coordinator);
+        let leader = match own {
             Ok(overview) => return Ok(overview),
             Err(Reject::NotLeader { leader }) => leader.ok_or(Trouble::NoLeader)?,
             Err(reject) => return Err(Trouble::Rejected(reject)),

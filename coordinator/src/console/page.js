@@ -256,7 +256,23 @@ class Refused extends Error {}
 
 // Server-sent events, read with fetch: an EventSource cannot say who it is.
 async function follow(token) {
-  const answer = await fetch("console/events", { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
+  // A server that is cut off sends nothing, not even an end.
+  const silence = new AbortController();
+  let watch = 0;
+  const heard = () => {
+    clearTimeout(watch);
+    watch = setTimeout(() => silence.abort(new Error("nothing has come for 10 s")), 10000);
+  };
+  heard();
+  try {
+    await read(token, silence.signal, heard);
+  } finally {
+    clearTimeout(watch);
+  }
+}
+
+async function read(token, signal, heard) {
+  const answer = await fetch("console/events", { headers: { Authorization: `Bearer ${token}` }, cache: "no-store", signal });
   if (answer.status === 401) throw new Refused("That is not the token.");
   if (!answer.ok) throw new Error((await answer.text()).trim() || `status ${answer.status}`);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -264,6 +280,7 @@ async function follow(token) {
   for (;;) {
     const { value, done } = await reader.read();
     if (done) throw new Error("the server has ended the connection");
+    heard();
     rest += value;
     const events = rest.split("\n\n");
     rest = events.pop();
@@ -279,13 +296,18 @@ async function follow(token) {
   }
 }
 
-async function main() {
+// Takes the token out of the address, where it is not to be seen, nor sent on with it.
+function take() {
   const told = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (told) {
-    sessionStorage.setItem("token", told);
-    // Not to be seen, nor sent on with the address.
-    history.replaceState(null, "", location.pathname);
-  }
+  if (!told) return false;
+  sessionStorage.setItem("token", told);
+  history.replaceState(null, "", location.pathname);
+  return true;
+}
+
+async function main() {
+  take();
+  addEventListener("hashchange", () => { if (take()) location.reload(); });
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     sessionStorage.setItem("token", $("token").value.trim());

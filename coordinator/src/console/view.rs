@@ -2,11 +2,8 @@
 
 use serde_json::{Value, json};
 use troth_protocol::message::admin::InDoubt;
-use troth_protocol::message::overview::{NodeReport, Overview};
+use troth_protocol::message::overview::{NodeReport, NodeView, Overview};
 use troth_protocol::{Move, Node, NodeId, ShardId};
-
-/// A participant that was not heard of for this long is shown as silent; milliseconds.
-const SILENT_MS: u64 = 3000;
 
 /// The cluster, as coordinator `shown_by` shows it.
 pub fn view(overview: &Overview, shown_by: NodeId) -> Value {
@@ -16,13 +13,14 @@ pub fn view(overview: &Overview, shown_by: NodeId) -> Value {
     let none = NodeReport::default();
     let node = |node: &Node| {
         let view = overview.nodes.iter().find(|view| view.id == node.id);
-        let report = view.map_or(&none, |view| &view.report);
+        let silent = view.is_none_or(NodeView::is_silent);
+        let report = view.filter(|_| !silent).map_or(&none, |view| &view.report);
         let seen_ms = view.and_then(|view| view.seen_ms);
         let serving = || report.shards.iter().filter(|shard| shard.serving);
         json!({
             "id": node.id.0, "address": node.address, "zone": node.zone, "weight": node.weight,
             "state": node.state.name(), "seen_ms": seen_ms,
-            "silent": seen_ms.is_none_or(|seen| seen > SILENT_MS),
+            "silent": silent,
             "holds": map.shards_on(node.id),
             "leads": leaders.values().filter(|leader| **leader == node.id).count(),
             "prepared": serving().map(|shard| shard.prepared).sum::<u64>(),
@@ -58,7 +56,11 @@ pub fn view(overview: &Overview, shown_by: NodeId) -> Value {
         let shard = election.shard.map(|shard| shard.0);
         json!({ "at_ms": election.at_ms, "shard": shard, "node": election.node.0 })
     };
-    let mut in_doubt: Vec<&InDoubt> = overview.nodes.iter().flat_map(|view| &view.report.in_doubt).collect();
+    // What a former leader of a shard said of it counts no more.
+    let leads = |view: &NodeView, record: &InDoubt| leaders.get(&record.shard) == Some(&view.id);
+    let told = overview.nodes.iter().flat_map(|view| view.report.in_doubt.iter().map(move |it| (view, it)));
+    let mut in_doubt: Vec<&InDoubt> =
+        told.filter(|(view, record)| leads(view, record)).map(|(_, record)| record).collect();
     in_doubt.sort_by_key(|record| (record.txn, record.shard));
     json!({
         "at_ms": overview.at_ms, "shown_by": shown_by.0, "leader": overview.leader.0,

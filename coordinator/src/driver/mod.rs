@@ -140,7 +140,7 @@ impl Coordinator {
     }
 
     /// The same, without keeping it alive.
-    pub(crate) fn downgrade(&self) -> WeakCoordinator {
+    pub fn downgrade(&self) -> WeakCoordinator {
         WeakCoordinator(Arc::downgrade(&self.inner))
     }
 
@@ -253,10 +253,12 @@ impl Coordinator {
 }
 
 /// A coordinator that may have ended.
-pub(crate) struct WeakCoordinator(Weak<Inner>);
+#[derive(Clone)]
+pub struct WeakCoordinator(Weak<Inner>);
 
 impl WeakCoordinator {
-    pub(crate) fn upgrade(&self) -> Option<Coordinator> {
+    /// The coordinator, unless it has ended.
+    pub fn upgrade(&self) -> Option<Coordinator> {
         Some(Coordinator { inner: self.0.upgrade()? })
     }
 }

@@ -35,6 +35,11 @@ impl Coordinator {
         }
     }
 
+    /// How many shards somebody has said lately to this leader that it serves.
+    pub(crate) fn served(&self) -> usize {
+        self.inner.eyes.lock().served()
+    }
+
     /// How the cluster is, as this leader sees it.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +37,7 @@ use troth_replication::{LogWriter, StartError, Store, Throttle, families::META};
 use crate::config::Config;
 use crate::metrics::{self, Metrics};
 use crate::shard::Shard;
+use crate::shard::driver::DISK_READS_MAX;
 
 /// A node with its shards.
 pub struct Node {
@@ -51,6 +52,7 @@ pub struct Node {
     timeline: Arc<Timeline>,
     throttle: Throttle,
     metrics: Metrics,
+    disk_reads: Arc<Semaphore>,
     shards: RwLock<BTreeMap<ShardId, Shard>>,
     failure: watch::Sender<Option<String>>,
     stop: CancellationToken,
@@ -101,6 +103,7 @@ impl Node {
         let folder = folder_id(&store, &writer).await?;
         let node = Arc::new(Node {
             throttle: Throttle::new(config.move_bytes_per_second),
+            disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
             metrics: Metrics::default(),
             config,
             cluster,

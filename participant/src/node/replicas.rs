@@ -127,6 +127,7 @@ impl Node {
             clock: self.clock.clone(),
             timeline: self.timeline.clone(),
             metrics: self.metrics.clone(),
+            disk_reads: self.disk_reads.clone(),
         };
         Shard::start(shard, config, context).await
     }

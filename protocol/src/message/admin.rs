@@ -163,7 +163,7 @@ fault_points! {
     FinishReceived = "finish-received",
     /// Participant: a `Finish` is applied, and not acknowledged yet.
     Finished = "finished",
-    /// Participant: a read has its place among those that wait for the disk, and does not read yet.
+    /// Participant: a read has a thread to wait for the disk with, and does not read yet.
     DiskRead = "disk-read",
     /// Participant: some parts of a snapshot are about to be sent.
     SnapshotParts = "snapshot-parts",

@@ -123,10 +123,11 @@ pub struct Overview {
 }
 
 impl Overview {
-    /// Who serves each shard. Of two that both say so, the one with the later entry is right.
+    /// Who serves each shard. Of two that both say so, the one with the later entry is right; who is silent
+    /// says nothing any more.
     pub fn leaders(&self) -> BTreeMap<ShardId, NodeId> {
         let mut leaders: BTreeMap<ShardId, (u64, NodeId)> = BTreeMap::new();
-        for view in &self.nodes {
+        for view in self.nodes.iter().filter(|view| !view.is_silent()) {
             for shard in view.report.shards.iter().filter(|shard| shard.serving) {
                 let newest = leaders.entry(shard.shard).or_insert((shard.lead, view.id));
                 *newest = (*newest).max((shard.lead, view.id));
@@ -174,6 +175,16 @@ pub struct NodeView {
     pub seen_ms: Option<u64>,
     /// What it said.
     pub report: NodeReport,
+}
+
+/// A participant that was not heard of for this long counts as silent: milliseconds.
+pub const SILENT_MS: u64 = 3000;
+
+impl NodeView {
+    /// Whether what it said last may not be so any more.
+    pub fn is_silent(&self) -> bool {
+        self.seen_ms.is_none_or(|seen| seen > SILENT_MS)
+    }
 }
 
 /// What the leader did within a second.

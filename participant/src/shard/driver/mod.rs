@@ -32,6 +32,7 @@ use troth_replication::{
     Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
 };
 
+pub use self::reading::DISK_READS_MAX;
 use crate::metrics::Metrics;
 use crate::mvcc::Mvcc;
 use crate::shard::command::{Command, Output};
@@ -59,6 +60,8 @@ pub struct Context {
     pub timeline: Arc<Timeline>,
     /// What is counted.
     pub metrics: Metrics,
+    /// The places of those that wait for the disk.
+    pub disk_reads: Arc<Semaphore>,
 }
 
 /// One replica of a shard. Cheap to clone.
@@ -92,7 +95,7 @@ impl Shard {
     /// # Errors
     /// If what is stored is damaged, or the store cannot be read. Nothing was served then.
     pub async fn start(shard: ShardId, config: GroupConfig, context: Context) -> Result<Shard, StartError> {
-        let Context { store, writer, router, clock, timeline, metrics } = context;
+        let Context { store, writer, router, clock, timeline, metrics, disk_reads } = context;
         let core = Core::new(shard, &timeline);
         let machine = ShardMachine::new(&store, shard, &core);
         let group = Group::start(config, &store, &writer, machine).await?;
@@ -106,7 +109,7 @@ impl Shard {
             clock,
             metrics,
             next_read: AtomicU64::new(0),
-            disk_reads: Arc::new(Semaphore::new(reading::DISK_READS_MAX)),
+            disk_reads,
             newest_known: AtomicU64::new(0),
             moving: Mutex::default(),
             stop: CancellationToken::new(),

@@ -31,6 +31,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// A newcomer that is this many entries behind at most has caught up.
 const BEHIND_MAX: u64 = 200;
 
+/// How long telling how much was sent may take: nothing but a count depends on it.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(200);
+
 /// How long handing leadership over may take.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -197,11 +200,15 @@ impl Inner {
         if bytes == 0 {
             return;
         }
-        let deadline = tokio::time::Instant::now() + ASK_TIMEOUT;
-        if let Err(error) =
-            self.router.coordinator(Request::Carried { bytes }, Resend::OnlyUnsent, deadline).await
-        {
+        let deadline = tokio::time::Instant::now() + REPORT_TIMEOUT;
+        let told = self.router.coordinator(Request::Carried { bytes }, Resend::OnlyUnsent, deadline).await;
+        if let Err(error) = told {
             tracing::debug!(shard = %self.shard, bytes, %error, "nobody counts what was sent");
+            if !error.is_ambiguous()
+                && let Some(underway) = &mut *self.moving.lock()
+            {
+                underway.reported -= bytes;
+            }
         }
     }
 

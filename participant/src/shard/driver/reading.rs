@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout_at;
@@ -23,8 +24,8 @@ use crate::shard::machine::{Core, Wake};
 /// Reads of at most this many keys may be answered without leaving the task.
 const KEYS_INLINE_MAX: usize = 64;
 
-/// Reads of one shard that may wait for the disk at once.
-pub(super) const DISK_READS_MAX: usize = 256;
+/// Reads of one node that may wait for the disk at once: half of the threads that may block.
+pub const DISK_READS_MAX: usize = 256;
 
 /// When a read is told to come back that finds no place among them.
 const DISK_READ_AGAIN: Duration = Duration::from_millis(50);
@@ -93,9 +94,9 @@ impl Inner {
         // The place is kept until the read is done, also if nobody waits for it any more.
         let place = self.disk_reads.clone().try_acquire_owned();
         let place = place.map_err(|_| Reject::overloaded(DISK_READ_AGAIN))?;
-        fault::pass(FaultPoint::DiskRead).await;
         let read = move || {
             let _place = place;
+            Handle::current().block_on(fault::pass(FaultPoint::DiskRead));
             read()
         };
         let result = spawn_blocking(read).await.map_err(io::Error::other).flatten();

@@ -279,9 +279,9 @@ impl Stage {
         self.bar.set_message(format!("{process} hands its shards over"));
         change_node(&self.operator, LEAVER, NodeChange::Drain, PATIENCE).await?;
         let change = self.moved(process, "it handed its shards over, and left", began, &before).await?;
-        change_node(&self.operator, LEAVER, NodeChange::Remove, PATIENCE).await?;
         let status = self.processes.participants[0].stop(PATIENCE)?;
         ensure!(status.success(), "{} did not stop as it should: {status}", change.process);
+        change_node(&self.operator, LEAVER, NodeChange::Remove, PATIENCE).await?;
         Ok(change)
     }
 

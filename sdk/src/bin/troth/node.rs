@@ -150,12 +150,13 @@ async fn change_node(
     let before = operator.overview().await?;
     operator.change_node(NodeId(id), change).await?;
     let mut deadline = Instant::now() + context.timeout;
-    let mut seen = None;
+    let mut best = (usize::MAX, 0);
     let after = loop {
         let overview = match operator.overview().await {
             Ok(overview) => {
-                let now = position(&overview);
-                if seen.replace(now) != Some(now) {
+                let (ways, sent) = position(&overview);
+                if ways < best.0 || sent > best.1 {
+                    best = (best.0.min(ways), best.1.max(sent));
                     deadline = Instant::now() + context.timeout;
                 }
                 overview
@@ -202,10 +203,10 @@ fn ways_to_go(overview: &Overview) -> usize {
     diff(&map.placement, &overview.target).len().max(map.moves.len())
 }
 
-/// How far all moves are together: another one each time that anything moves.
-fn position(overview: &Overview) -> (u64, u64, u64) {
+/// How far all moves are together: shards on their way, and the bytes that were sent for them.
+fn position(overview: &Overview) -> (usize, u64) {
     let moving = overview.nodes.iter().flat_map(|view| &view.report.shards).filter_map(|shard| shard.moving);
-    (overview.map.epoch.0, overview.moved_bytes, moving.map(|moving| moving.sent + moving.known).sum())
+    (ways_to_go(overview), overview.moved_bytes + moving.map(|moving| moving.sent).sum::<u64>())
 }
 
 async fn list(context: &Context, operator: &Operator) -> Result<(), Failure> {
