@@ -57,8 +57,11 @@ impl Browser {
     /// Starts one.
     pub async fn start(window: Window) -> Browser {
         let missing = "chromedriver starts; scripts/setup tests installs it";
+        let profile = tempfile::tempdir().expect("a folder");
+        // Whatever it leaves lying goes with the folder.
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
+            .envs(["HOME", "TMPDIR"].map(|name| (name, profile.path())))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .kill_on_drop(true)
@@ -72,7 +75,6 @@ impl Browser {
                 break port;
             }
         };
-        let profile = tempfile::tempdir().expect("a folder");
         let mut options = json!({ "args": [
             "--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--window-size=1400,1400",
             // The pages are our own, and who runs the tests may be root.
