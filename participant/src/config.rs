@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
-use troth_protocol::net::quic::QuicConfig;
 use troth_protocol::process::{
     Basics, Common, ConfigError, HttpSection, LogSection, NetworkSection, RaftSection, ServerFile, Source,
     TlsSection, TraceSection,
@@ -111,14 +110,7 @@ impl Config {
     /// A configuration with defaults for everything that has one.
     pub fn new(id: u64, data: impl Into<PathBuf>, coordinators: Vec<String>) -> Config {
         Config {
-            basics: Basics {
-                id,
-                quic: QuicConfig::default(),
-                advertise: None,
-                data: data.into(),
-                http: None,
-                slow: Duration::from_secs(1),
-            },
+            basics: Basics::new(id, data),
             zone: String::new(),
             weight: 1,
             coordinators,

@@ -208,6 +208,13 @@ impl Common<'_> {
 }
 
 impl Basics {
+    /// What is left out has its default.
+    pub fn new(id: u64, data: impl Into<PathBuf>) -> Basics {
+        let slow = Duration::from_millis(LogSection::default().slow_ms);
+        let quic = QuicConfig::default();
+        Basics { id, quic, advertise: None, data: data.into(), http: None, slow }
+    }
+
     /// Makes sure that others can be told where this server is.
     ///
     /// # Errors
