@@ -10,12 +10,14 @@
 //! | [`Commit`], [`Handle`] | how a commit ended, also when nobody can say yet |
 //! | [`Error`] | what went wrong, and whether to try again |
 //! | [`operator`] | how the servers are, and what only a human may decide |
+//! | [`core`] | what a client decides by itself, apart from any network |
 //! | [`layout`] | the files of a cluster: certificates and configurations |
 //! | `embedded` | a whole cluster in this process (feature `embedded`) |
 //! | `harness` | a cluster of real processes on this machine (feature `harness`) |
 
 mod client;
 mod config;
+pub mod core;
 mod error;
 mod reader;
 mod scan;

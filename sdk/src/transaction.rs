@@ -1,6 +1,5 @@
 //! Transactions: reads at one moment, writes in memory until the commit.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +7,17 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
-use troth_protocol::limits::{KEY_BYTES_MAX, TXN_BYTES_MAX, TXN_KEYS_MAX, VALUE_BYTES_MAX};
-use troth_protocol::message::coordinator::{self, Request, Response};
-use troth_protocol::message::shard::Version;
-use troth_protocol::message::txn::{self, Cause, Part, RangeCheck, ReadCheck, Work, Write};
-use troth_protocol::routing::{Resend, RouteError, Router, pauses};
-use troth_protocol::{Epoch, Key, KeyRange, ParticipantId, Reject, ShardId, Timestamp, TxnId, txn_span};
+use troth_protocol::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use troth_protocol::message::coordinator::{Request, Response};
+use troth_protocol::message::txn::{self, Cause};
+use troth_protocol::routing::{Resend, Router, pauses};
+use troth_protocol::{Epoch, Key, KeyRange, ParticipantId, Timestamp, TxnId, txn_span};
 
+use crate::core::buffer::TooMuch;
+use crate::core::{Buffer, Step, Submission};
 use crate::error::Error;
 use crate::reader::Reader;
-use crate::scan::{Scan, shards_of, successor};
+use crate::scan::{Scan, successor};
 
 /// How long one attempt to commit may take before the question becomes how it ended.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,12 +41,7 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
-    /// Versions that were read.
-    reads: BTreeMap<Key, Version>,
-    /// Ranges that were read.
-    ranges: Vec<KeyRange>,
-    writes: BTreeMap<Key, Option<Bytes>>,
-    bytes: usize,
+    buffer: Buffer,
     ended: bool,
     /// The first error that a read met.
     failure: Option<Error>,
@@ -55,6 +50,12 @@ struct State {
 impl State {
     fn check_open(&self) -> Result<(), Error> {
         if self.ended { Err(Error::Ended) } else { Ok(()) }
+    }
+
+    fn check_size(&self) -> Result<(), Error> {
+        let too_much =
+            |TooMuch { actual, limit, unit }| Error::Limit { what: "the transaction", actual, limit, unit };
+        self.buffer.check_size().map_err(too_much)
     }
 }
 
@@ -169,23 +170,17 @@ impl Transaction {
         let mut unknown: Vec<Key> = {
             let state = self.inner.state.lock();
             state.check_open()?;
-            let known = |key: &Key| state.writes.contains_key(key) || state.reads.contains_key(key);
-            keys.iter().filter(|key| !known(key)).cloned().collect()
+            keys.iter().filter(|key| !state.buffer.knows(key)).cloned().collect()
         };
         unknown.sort();
         unknown.dedup();
         let versions = self.note(self.inner.reader.read(&unknown).await)?;
         let mut state = self.inner.state.lock();
         for (key, version) in unknown.into_iter().zip(versions) {
-            state.bytes += key.as_bytes().len();
-            state.reads.entry(key).or_insert(version);
+            state.buffer.note_read(key, version);
         }
-        check_size(&state)?;
-        let value = |key: &Key| match state.writes.get(key) {
-            Some(written) => written.clone(),
-            None => state.reads.get(key).and_then(|version| version.value.clone()),
-        };
-        Ok(keys.iter().map(value).collect())
+        state.check_size()?;
+        Ok(keys.iter().map(|key| state.buffer.value(key)).collect())
     }
 
     /// The keys of a range that have a value, in order, with their values: at most `limit` of them.
@@ -205,8 +200,7 @@ impl Transaction {
             if limit == 0 {
                 return Ok(Vec::new());
             }
-            let writes = state.writes.iter().filter(|(key, _)| range.contains(key));
-            writes.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>()
+            state.buffer.writes_in(&range)
         };
         let mut rows: Vec<(Key, Bytes)> = Vec::new();
         let mut scan = Scan::new(self.inner.reader.clone(), range.clone(), limit);
@@ -234,11 +228,8 @@ impl Transaction {
         };
         let seen = KeyRange::new(range.start, end);
         let mut state = self.inner.state.lock();
-        if !seen.is_empty() && !state.ranges.contains(&seen) {
-            state.bytes += seen.start.as_bytes().len() + KEY_BYTES_MAX;
-            state.ranges.push(seen);
-        }
-        check_size(&state)?;
+        state.buffer.note_range(seen);
+        state.check_size()?;
         Ok(rows)
     }
 
@@ -272,12 +263,8 @@ impl Transaction {
         let key = checked_key(key)?;
         let mut state = self.inner.state.lock();
         state.check_open()?;
-        let size = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
-        let added = key.as_bytes().len() + size(&value);
-        let removed = state.writes.get(&key).map_or(0, |old| key.as_bytes().len() + size(old));
-        state.bytes = state.bytes + added - removed;
-        state.writes.insert(key, value);
-        check_size(&state)
+        state.buffer.write(key, value);
+        state.check_size()
     }
 
     /// Forgets everything that was written. The transaction has ended then.
@@ -302,13 +289,14 @@ impl Transaction {
             if let Some(failure) = state.failure.take() {
                 return Err(failure);
             }
-            if state.writes.is_empty() {
+            if state.buffer.is_read_only() {
                 return Ok(Commit::Committed { commit_ts: inner.id.start });
             }
-            check_size(&state)?;
-            parts(&state, inner.id.start, inner.reader.shards())
+            state.check_size()?;
+            state.buffer.parts(inner.id.start, inner.reader.shards())
         };
-        submit(inner.id, inner.epoch, parts, &inner.reader.router, inner.reader.patience.deadline())
+        let submission = Submission::new(inner.id, inner.epoch, parts);
+        submit(submission, &inner.reader.router, inner.reader.patience.deadline())
             .instrument(txn_span!("submit", inner.id))
             .await
     }
@@ -344,96 +332,32 @@ fn check_range(range: &KeyRange) -> Result<(), Error> {
     }
 }
 
-fn check_size(state: &State) -> Result<(), Error> {
-    let keys = state.reads.len() + state.writes.len() + state.ranges.len();
-    let limit = |actual, limit, unit| Err(Error::Limit { what: "the transaction", actual, limit, unit });
-    if keys > TXN_KEYS_MAX {
-        return limit(keys, TXN_KEYS_MAX, "keys");
-    }
-    if state.bytes > TXN_BYTES_MAX {
-        return limit(state.bytes, TXN_BYTES_MAX, "bytes");
-    }
-    Ok(())
-}
-
-/// What each shard has to check and write.
-fn parts(state: &State, snapshot: Timestamp, shards: u16) -> Vec<Part> {
-    let mut work: BTreeMap<ShardId, Work> = BTreeMap::new();
-    for (key, version) in &state.reads {
-        let check = ReadCheck { key: key.clone(), version: version.version };
-        work.entry(key.shard(shards)).or_default().reads.push(check);
-    }
-    for range in &state.ranges {
-        for shard in shards_of(range, shards) {
-            let check = RangeCheck { range: range.clone(), snapshot };
-            work.entry(shard).or_default().ranges.push(check);
-        }
-    }
-    for (key, value) in &state.writes {
-        let write = Write { key: key.clone(), value: value.clone() };
-        work.entry(key.shard(shards)).or_default().writes.push(write);
-    }
-    work.into_iter().map(|(shard, work)| Part { participant: ParticipantId::Shard(shard), work }).collect()
-}
-
 /// Sends a commit until it is known how it ended, or the deadline has passed.
-///
-/// The first submission names the leader it is meant for. As long as leaders certainly refused it,
-/// it goes to the next one, as a first submission. From the moment when one may have begun it, only
-/// the question remains how it ended, and the words say so.
 async fn submit(
-    txn: TxnId,
-    mut epoch: Epoch,
-    parts: Vec<Part>,
+    mut submission: Submission,
     router: &Arc<Router>,
     deadline: Instant,
 ) -> Result<Commit, Error> {
-    let participants: Vec<ParticipantId> = parts.iter().map(|part| part.participant.clone()).collect();
-    let first = loop {
-        let commit = coordinator::Commit { txn, epoch, resubmission: false, parts: parts.clone() };
-        let attempt = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
-        match router.coordinator(Request::Commit(commit), Resend::OnlyUnsent, attempt).await {
-            Err(RouteError::Rejected(Reject::StaleEpoch { current })) if current != epoch => epoch = current,
-            Err(error) if error.is_ambiguous() => break None,
-            other => break Some(other),
-        }
-    };
-    drop(parts);
-    let mut answer = first;
     let mut pauses = pauses();
     loop {
-        match answer {
-            Some(Ok(Response::Outcome(txn::Outcome::Committed { commit_ts }))) => {
-                return Ok(Commit::Committed { commit_ts });
+        let (request, resend) = submission.request();
+        let attempt = match resend {
+            Resend::OnlyUnsent => deadline.min(Instant::now() + ATTEMPT_TIMEOUT),
+            Resend::Idempotent => deadline,
+        };
+        let step = submission.answered(router.coordinator(request, resend, attempt).await);
+        match step {
+            Step::Ended(txn::Outcome::Committed { commit_ts }) => return Ok(Commit::Committed { commit_ts }),
+            Step::Ended(txn::Outcome::Aborted { cause }) => return Ok(Commit::Aborted { cause }),
+            Step::Failed(error) => return Err(error.into()),
+            Step::Send | Step::Pause if Instant::now() >= deadline && !submission.is_unsent() => {
+                let participants = submission.participants().to_vec();
+                return Ok(Commit::Unknown {
+                    handle: Handle::new(submission.txn(), participants, router.clone()),
+                });
             }
-            Some(Ok(Response::Outcome(txn::Outcome::Aborted { cause }))) => {
-                return Ok(Commit::Aborted { cause });
-            }
-            Some(Err(error)) if !error.is_ambiguous() => return Err(error.into()),
-            // Expired cannot be said of a transaction that is younger than its deadline.
-            Some(_) | None => {}
-        }
-        if Instant::now() >= deadline {
-            return Ok(Commit::Unknown { handle: Handle::new(txn, participants, router.clone()) });
-        }
-        answer = ask_again(txn, epoch, &participants, router, deadline).await;
-        if answer.is_none() {
-            sleep(pauses.next().unwrap_or_default()).await;
+            Step::Send => {}
+            Step::Pause => sleep(pauses.next().unwrap_or_default()).await,
         }
     }
-}
-
-/// Asks how a commit ended that may have begun. `None`: nobody can say yet.
-async fn ask_again(
-    txn: TxnId,
-    epoch: Epoch,
-    participants: &[ParticipantId],
-    router: &Router,
-    deadline: Instant,
-) -> Option<Result<Response, RouteError>> {
-    let part = |participant: &ParticipantId| Part { participant: participant.clone(), work: Work::default() };
-    let parts = participants.iter().map(part).collect();
-    let commit = coordinator::Commit { txn, epoch, resubmission: true, parts };
-    // Whatever goes wrong here says nothing about the commit itself.
-    router.coordinator(Request::Commit(commit), Resend::Idempotent, deadline).await.ok().map(Ok)
 }
