@@ -88,7 +88,7 @@ pub struct Admitted {
     pub retry_after: Duration,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Client {
     asked: Instant,
     /// Transactions that have begun, by when they are not counted any more.
@@ -98,7 +98,7 @@ struct Client {
     flights: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Flight {
     arrived: Instant,
     /// Whose it counts as, unless it waits for a slow shard.
@@ -110,7 +110,7 @@ struct Flight {
 }
 
 /// Who may begin. See the [module](self).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Admission {
     bounds: Bounds,
     limit: f64,

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 
 use troth_protocol::message::shard::Vote;
 use troth_protocol::message::txn::Cause;
+use troth_protocol::mutation::{self, Bug};
 use troth_protocol::{ParticipantId, Timestamp};
 
 /// The votes of one transaction.
@@ -67,11 +68,10 @@ impl Ballot {
             Vote::No { cause } => Step::Failed { cause },
             Vote::Yes { above } => {
                 self.above = self.above.max(above);
-                if self.missing.remove(by) && self.missing.is_empty() {
-                    Step::Agreed { above: self.above }
-                } else {
-                    Step::Wait
-                }
+                let removed = self.missing.remove(by);
+                let agreed = self.missing.is_empty()
+                    || (mutation::on(Bug::CommitBeforeLastVote) && self.missing.len() == 1);
+                if removed && agreed { Step::Agreed { above: self.above } } else { Step::Wait }
             }
         }
     }

@@ -13,6 +13,7 @@
 use std::time::Duration;
 
 use troth_protocol::Timestamp;
+use troth_protocol::mutation::{self, Bug};
 
 /// How far ahead of the clock the ceiling is set.
 pub const CEILING_AHEAD: Duration = Duration::from_secs(6);
@@ -34,7 +35,8 @@ pub struct Oracle {
 impl Oracle {
     /// The oracle of a leader that finds this ceiling in the log: all of its timestamps are above.
     pub fn new(found: Timestamp) -> Oracle {
-        Oracle { last: found, ceiling: found, wanted: found }
+        let last = if mutation::on(Bug::OracleForgetsCeiling) { Timestamp::ZERO } else { found };
+        Oracle { last, ceiling: found, wanted: found }
     }
 
     /// Hands out `count` consecutive timestamps, and returns the first; `None` while the ceiling is

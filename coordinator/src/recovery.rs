@@ -11,7 +11,7 @@ use troth_protocol::{ShardId, TxnId};
 pub const PAGE: u32 = 1024;
 
 /// Which shards have been asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Recovery {
     /// Shards that are still to be asked, and after which transaction.
     asking: BTreeMap<ShardId, Option<TxnId>>,

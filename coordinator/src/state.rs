@@ -106,7 +106,7 @@ impl Membership {
 }
 
 /// The state, but for the records of finished transactions, which stay in the store.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct State {
     marks: Marks,
     catalog: Option<Catalog>,

@@ -50,7 +50,7 @@ pub enum Plan {
 }
 
 /// Follows the ring, for one leader.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Steward {
     rules: Rules,
     began: Instant,

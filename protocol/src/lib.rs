@@ -10,6 +10,7 @@
 //! | [`routing`] | calling the leader of a group: redirects, deadlines, jittered backoff |
 //! | `process` | what the servers share: configuration files, logging, signals (feature `process`) |
 //! | `fault` | named instants at which a test can hold, stop or kill a server (feature `process`) |
+//! | [`mutation`] | deliberate bugs that tests must find (feature `mutations`) |
 //! | [`timeline`] | what happened to transactions lately |
 //! | [`clock`] | the only place that reads the wall clock |
 //!
@@ -24,6 +25,7 @@ pub mod id;
 pub mod key;
 pub mod limits;
 pub mod message;
+pub mod mutation;
 pub mod net;
 #[cfg(feature = "process")]
 pub mod process;

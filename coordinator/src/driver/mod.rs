@@ -29,7 +29,7 @@ use troth_replication::{
 use crate::admission::Admitted;
 use crate::command::{Command, Output, Record, Settings};
 use crate::eyes::Eyes;
-use crate::leader::{Answer, Event, Leader, Limits};
+use crate::leader::{Answer, Claim, Event, Leader, Limits};
 use crate::machine::{CoordinatorMachine, Core, Inner as CoreInner};
 use crate::metrics::Metrics;
 use crate::state::View;
@@ -274,8 +274,16 @@ impl Inner {
 
     // --- requests -------------------------------------------------------------------------------
 
+    /// Makes sure that what is claimed by a leader may be: at some moment after this call began it led.
+    async fn prove(&self, claim: Claim) -> Result<(), Reject> {
+        if claim.needs_barrier() {
+            self.group.read_barrier().await?;
+        }
+        Ok(())
+    }
+
     async fn who_leads(&self) -> Result<Response, Reject> {
-        self.group.read_barrier().await?;
+        self.prove(Claim::Leadership).await?;
         if self.core.lock().leader.is_none() { Err(self.not_leader()) } else { Ok(Response::Leading) }
     }
 
@@ -300,7 +308,7 @@ impl Inner {
         // Also while leadership is handed over: a shard that has just got a leader needs one before it
         // can take part in ending what is under way.
         loop {
-            self.group.read_barrier().await?;
+            self.prove(Claim::Time).await?;
             let now = self.core.now();
             let handed_out = {
                 let mut core = self.core.lock();
@@ -340,7 +348,7 @@ impl Inner {
         let request = loop {
             self.until_admitted(deadline).await?;
             // An answer may be *aborted*, which only a leader may say.
-            self.group.read_barrier().await?;
+            self.prove(Claim::Ending).await?;
             let mut core = self.core.lock();
             if core.leader.is_none() {
                 return Err(self.not_leader());
@@ -366,7 +374,7 @@ impl Inner {
     }
 
     async fn resolve(&self, txns: &[TxnId]) -> Result<Response, Reject> {
-        self.group.read_barrier().await?;
+        self.prove(Claim::Ending).await?;
         let mut core = self.core.lock();
         let CoreInner { state, leader, .. } = &mut *core;
         let Some(leader) = leader else {

@@ -26,9 +26,11 @@ use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, TXN_BYTES_MAX, TXN_
 use troth_protocol::message::coordinator::Commit;
 use troth_protocol::message::shard::{CommitOnePhase, Decision as Word, Prepare, Vote};
 use troth_protocol::message::txn::{Cause, Outcome, Part};
+use troth_protocol::mutation::{self, Bug};
 use troth_protocol::{ClientId, Epoch, ParticipantId, Reject, ShardId, Timestamp, TxnId};
 
 pub use self::events::{Answer, Effect, Event, Now, OnePhase, RequestId};
+pub use self::questions::Claim;
 use self::refused::Refused;
 use crate::admission::{Admission, Admitted, Bounds};
 use crate::command::{Decision, Record, Verdict};
@@ -94,14 +96,14 @@ impl Default for Limits {
 }
 
 /// A transaction that something is being done about.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Flight {
     waiters: Vec<RequestId>,
     bytes: usize,
     phase: Phase,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[expect(clippy::enum_variant_names, reason = "a one-phase commit is called that")]
 enum Phase {
     /// Votes are missing.
@@ -122,7 +124,7 @@ enum Phase {
 }
 
 /// The volatile side of the coordinators' leader.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Leader {
     epoch: Epoch,
     limits: Limits,
@@ -172,7 +174,12 @@ impl Leader {
             effects: VecDeque::new(),
         };
         for decision in state.unfinished().values() {
-            let word = Word::Commit { commit_ts: decision.commit_ts };
+            let mut commit_ts = decision.commit_ts;
+            if mutation::on(Bug::FinishTwice) {
+                commit_ts = leader.oracle.last().next();
+                leader.oracle.observe(commit_ts);
+            }
+            let word = Word::Commit { commit_ts };
             leader.courier.dispatch(decision.txn, word, &decision.participants);
         }
         let questions: Vec<_> = leader.recovery.questions().collect();
@@ -334,11 +341,12 @@ impl Leader {
     ) {
         let Commit { txn, epoch, resubmission, parts } = commit;
         let participants: Vec<ParticipantId> = parts.iter().map(|part| part.participant.clone()).collect();
-        if resubmission {
+        let runs_again = resubmission && mutation::on(Bug::ResubmissionRunsTwice);
+        if resubmission && !runs_again {
             let cause = Cause::CoordinatorChanged;
             return self.ask(id, txn, &participants, cause, BTreeSet::new(), state, view);
         }
-        if epoch != self.epoch {
+        if epoch != self.epoch && !runs_again {
             return self.reject(id, Reject::StaleEpoch { current: self.epoch });
         }
         if let Some(flight) = self.flights.get_mut(&txn) {
@@ -480,6 +488,13 @@ impl Leader {
                 Phase::Deciding(decision)
             }
         };
+        if let Phase::Deciding(decision) = &phase
+            && mutation::on(Bug::DecisionBeforeDurable)
+        {
+            let commit_ts = decision.commit_ts;
+            self.courier.dispatch(txn, Word::Commit { commit_ts }, &decision.participants);
+            return self.end(txn, Answer::Ended(Outcome::Committed { commit_ts }));
+        }
         self.flights.get_mut(&txn).expect("it is being voted on").phase = phase;
     }
 

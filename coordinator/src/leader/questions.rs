@@ -7,11 +7,34 @@ use std::time::Duration;
 use troth_protocol::message::coordinator::Resolution;
 use troth_protocol::message::shard::Decision as Word;
 use troth_protocol::message::txn::{Cause, Outcome};
+use troth_protocol::mutation::{self, Bug};
 use troth_protocol::{ParticipantId, Reject, ShardId, TxnId};
 
 use super::{Answer, Effect, Flight, Leader, OnePhase, Phase, RequestId};
 use crate::command::Record;
 use crate::state::{State, View};
+
+/// What a coordinator says that only a leader may say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// What time it is.
+    Time,
+    /// How a transaction ended; it may be *aborted*, because nothing is known of it.
+    Ending,
+    /// That it leads.
+    Leadership,
+}
+
+impl Claim {
+    /// Whether it needs a read barrier that began after the question arrived.
+    pub fn needs_barrier(self) -> bool {
+        match self {
+            Claim::Time => !mutation::on(Bug::TimestampsWithoutBarrier),
+            Claim::Ending => !mutation::on(Bug::AbortWithoutBarrier),
+            Claim::Leadership => true,
+        }
+    }
+}
 
 impl Leader {
     /// Tells a shard what is known of transactions that it has prepared. To be asked only after a

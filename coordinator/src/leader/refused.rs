@@ -8,7 +8,7 @@ use troth_protocol::{Timestamp, TxnId};
 const REFUSED_MAX: usize = 1 << 20;
 
 /// Transactions that this leader must not start.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Refused {
     txns: BTreeSet<TxnId>,
     /// All that began before this are refused.

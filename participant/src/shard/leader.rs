@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use troth_protocol::message::coordinator::Resolution;
 use troth_protocol::message::shard::Decision;
 use troth_protocol::message::txn::{Cause, Work};
+use troth_protocol::mutation::{self, Bug};
 use troth_protocol::{Epoch, Key, KeyRange, Timestamp, TxnId};
 
 use super::state::State;
@@ -114,14 +115,14 @@ pub enum Effect {
     },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct WaitingRead {
     at: Timestamp,
     target: Target,
     blocker: Conflict,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct OnePhase {
     /// The earliest moment at which it may commit, if it is on its way more than once.
     commit_ts: Timestamp,
@@ -139,7 +140,7 @@ enum Doubt {
 }
 
 /// The volatile side of a shard's leader.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Leader {
     lead: u64,
     max_read: Timestamp,
@@ -158,6 +159,7 @@ impl Leader {
     /// A new leader, named by its entry in the log, and a timestamp that the oracle gave out after
     /// the last one that any earlier leader can have served a read at.
     pub fn new(lead: u64, fresh: Timestamp, now: Instant, state: &State) -> Leader {
+        let fresh = if mutation::on(Bug::ShardLeaderWithoutFreshTime) { Timestamp::ZERO } else { fresh };
         let mut leader = Leader {
             lead,
             max_read: fresh,
@@ -217,7 +219,10 @@ impl Leader {
         if let Some(conflict) = state.locks().conflict(txn, work) {
             return Err(Cause::Locked { key: conflict.key, by: conflict.by });
         }
-        let earliest = floor.max(txn.start).max(self.vote_above(state)).max(self.max_proposed);
+        let mut earliest = floor.max(txn.start).max(self.vote_above(state)).max(self.max_proposed);
+        if mutation::on(Bug::OnePhaseIgnoresReads) {
+            earliest = floor.max(txn.start).max(state.marks().last_commit).max(self.max_proposed);
+        }
         let commit_ts = earliest.next();
         self.max_proposed = commit_ts;
         let pending = self.one_phase.entry(txn).or_insert_with(|| OnePhase {
@@ -345,6 +350,9 @@ impl Leader {
 
     /// The transaction that may have written what a read wants to see, and has not ended.
     fn obstacle(&self, at: Timestamp, target: &Target, state: &State) -> Option<Conflict> {
+        if mutation::on(Bug::ReadIgnoresLock) {
+            return None;
+        }
         let writes_by = |txn: &TxnId, key: &Key| Conflict { key: key.clone(), by: *txn };
         let early = || self.one_phase.iter().filter(|(_, pending)| pending.commit_ts <= at);
         match target {

@@ -20,6 +20,7 @@ use std::io;
 
 use troth_protocol::message::shard::{Decision, Prepare};
 use troth_protocol::message::txn::{Cause, Outcome, Work, Write};
+use troth_protocol::mutation::{self, Bug};
 use troth_protocol::{Epoch, Key, KeyRange, ParticipantId, Timestamp, TxnId};
 
 use super::command::{Command, Output};
@@ -87,7 +88,7 @@ pub struct Marks {
 }
 
 /// The state, but for versions and outcomes, which stay in the store.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct State {
     marks: Marks,
     prepared: BTreeMap<TxnId, Prepared>,
@@ -99,7 +100,9 @@ impl State {
     pub fn restore(marks: Marks, prepared: impl IntoIterator<Item = Prepared>) -> State {
         let mut state = State { marks, ..State::default() };
         for record in prepared {
-            state.locks.acquire(record.txn, record.floor, &record.work);
+            if !mutation::on(Bug::LocksNotRebuilt) {
+                state.locks.acquire(record.txn, record.floor, &record.work);
+            }
             state.prepared.insert(record.txn, record);
         }
         state
@@ -246,7 +249,9 @@ impl State {
                 self.write(record.work.writes, commit_ts, mutations);
             }
             // An abort is only the word of a leader; a newer one may have been promised more.
-            Decision::Abort if epoch >= record.epoch => drop(self.unprepare(txn, mutations)),
+            Decision::Abort if epoch >= record.epoch || mutation::on(Bug::AbortOfOldEpoch) => {
+                drop(self.unprepare(txn, mutations))
+            }
             Decision::Abort => {}
         }
     }
@@ -284,16 +289,16 @@ impl State {
 
     /// What of a transaction's reads is not true any more, if anything.
     fn outdated(&self, work: &Work, view: &impl View) -> io::Result<Option<Cause>> {
-        if cfg!(feature = "mutation-skip-validation") {
-            return Ok(None);
-        }
-        for read in &work.reads {
+        let (reads, ranges) = (&work.reads[..], &work.ranges[..]);
+        let reads = if mutation::on(Bug::SkipReadValidation) { &[] } else { reads };
+        let ranges = if mutation::on(Bug::SkipRangeValidation) { &[] } else { ranges };
+        for read in reads {
             let version = view.newest(&read.key)?;
             if version > read.version.max(self.marks.safe_point) {
                 return Ok(Some(Cause::ReadConflict { key: read.key.clone(), version }));
             }
         }
-        for check in &work.ranges {
+        for check in ranges {
             let after = check.snapshot.max(self.marks.safe_point);
             if let Some((key, version)) = view.newer_in_range(&check.range, after)? {
                 return Ok(Some(Cause::RangeConflict { range: check.range.clone(), key, version }));

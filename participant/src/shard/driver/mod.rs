@@ -5,7 +5,6 @@ mod moving;
 mod operator;
 mod reading;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -20,10 +19,7 @@ use troth_protocol::clock::Clock;
 use troth_protocol::fault;
 use troth_protocol::message::admin::FaultPoint;
 use troth_protocol::message::coordinator;
-use troth_protocol::message::shard::{
-    CommitOnePhase, Decision, Prepare, PreparedTxn, Request, Response, Vote,
-};
-use troth_protocol::message::txn::{Cause, Work};
+use troth_protocol::message::shard::{Decision, Prepare, Request, Response, Vote};
 use troth_protocol::routing::{Resend, Router};
 use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::encode;
@@ -38,9 +34,7 @@ use crate::mvcc::Mvcc;
 use crate::shard::command::{Command, Output};
 use crate::shard::leader::{Effect, Event, Leader};
 use crate::shard::machine::{Core, Inner as CoreInner, ShardMachine, StoredView};
-
-/// Prepared transactions that one page names.
-const PREPARED_MAX: usize = 4096;
+use crate::shard::requests::{self, Need, Rest};
 
 /// How long one question to the coordinator may take, and the pause after it could not be asked.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -136,24 +130,23 @@ impl Shard {
                 let page = inner.scan(at, range, rows_max as usize, deadline).await?;
                 Ok(Response::Page { rows: page.rows, more: page.more })
             }
-            Request::WhoLeads => inner.who_leads().await,
             Request::Prepare(prepare) => {
                 let span = txn_span!("prepare", prepare.txn, shard = %inner.shard);
-                inner.prepare(prepare).instrument(span).await.map(Response::Vote)
+                inner.prepare(prepare).instrument(span).await
             }
             Request::CommitOnePhase(commit) => {
                 let span = txn_span!("commit in one phase", commit.txn, shard = %inner.shard);
-                inner.commit_one_phase(commit).instrument(span).await
+                inner.learn_the_time(commit.floor);
+                inner.answer(Request::CommitOnePhase(commit)).instrument(span).await
             }
             Request::Finish { epoch, decisions } => {
                 let span = |(txn, _): &(TxnId, Decision)| txn_span!("finish", *txn, shard = %inner.shard);
                 let _spans: Vec<Span> = decisions.iter().map(span).collect();
-                inner.finish(epoch, decisions).await.map(|()| Response::Finished)
+                inner.finish(epoch, decisions).await
             }
-            Request::Prepared { epoch, after, count_max } => {
-                inner.prepared(epoch, after, count_max as usize).await
+            request @ (Request::WhoLeads | Request::Prepared { .. } | Request::Outcome { .. }) => {
+                inner.answer(request).await
             }
-            Request::Outcome { txn } => inner.outcome(txn).await,
         }
     }
 
@@ -206,11 +199,6 @@ impl Inner {
         Reject::NotLeader { leader }
     }
 
-    async fn who_leads(&self) -> Result<Response, Reject> {
-        self.group.read_barrier().await?;
-        if self.core.lock().leader.is_none() { Err(self.not_leader()) } else { Ok(Response::Leading) }
-    }
-
     // --- committing -------------------------------------------------------------------------
 
     fn submit(&self, command: &Command) -> Result<Proposal<ShardMachine>, ProposeError> {
@@ -221,157 +209,74 @@ impl Inner {
         self.submit(command)?.output().await
     }
 
-    async fn prepare(&self, prepare: Prepare) -> Result<Vote, Reject> {
+    /// Answers a request as the leader says: after a barrier, or after a command.
+    async fn answer(&self, request: Request) -> Result<Response, Reject> {
+        let opened = {
+            let mut core = self.core.lock();
+            let CoreInner { state, leader, .. } = &mut *core;
+            let Some(leader) = leader else {
+                return Err(self.not_leader());
+            };
+            let view = StoredView::in_memory(&self.store, self.shard);
+            match leader.open(state, &view, request)? {
+                Need::Nothing(response) => return Ok(response),
+                Need::Barrier(rest) => (None, rest),
+                // Proposed under the lock, so that timestamps enter the log in their order.
+                Need::Entry(command, rest) => (Some(self.submit(&command)), rest),
+                Need::Read(_) => unreachable!("reads have their own way"),
+            }
+        };
+        let (output, rest) = match opened {
+            (None, rest) => {
+                self.group.read_barrier().await?;
+                (None, rest)
+            }
+            (Some(proposal), rest) => {
+                let output = match proposal {
+                    Ok(proposal) => proposal.output().await,
+                    Err(error) => Err(error),
+                };
+                (Some(output.map_err(|error| self.not_proposed(&rest, error))?), rest)
+            }
+        };
+        if matches!(output, Some(Output::Vote(Ok(())))) {
+            fault::pass(FaultPoint::Prepared).await;
+        }
+        let core = self.core.lock();
+        requests::close(rest, output, &core.state, core.leader.as_ref()).map_err(|reject| match reject {
+            Reject::NotLeader { leader: None } => self.not_leader(),
+            reject => reject,
+        })
+    }
+
+    /// What is told when a command brought no output.
+    fn not_proposed(&self, rest: &Rest, error: ProposeError) -> Reject {
+        if let Rest::Outcome { begun: Some(txn) } = rest
+            && matches!(error, ProposeError::NotLeader { .. } | ProposeError::Overloaded)
+        {
+            // It is in no log: readers need not wait for it.
+            self.core.handle(&mut self.core.lock(), Event::NotProposed { txn: *txn });
+        }
+        error.into()
+    }
+
+    async fn prepare(&self, prepare: Prepare) -> Result<Response, Reject> {
         let txn = prepare.txn;
         self.core.note(txn, "prepare received");
         self.learn_the_time(prepare.floor);
-        {
-            let core = self.core.lock();
-            let Some(leader) = &core.leader else {
-                return Err(self.not_leader());
-            };
-            if prepare.epoch < core.state.marks().epoch {
-                return Ok(Vote::No { cause: Cause::Superseded });
-            }
-            match core.state.prepared().get(&txn) {
-                // Asked again by the same leader: the promise stands in the log.
-                Some(record) if record.epoch == prepare.epoch => {
-                    return Ok(Vote::Yes { above: leader.vote_above(&core.state) });
-                }
-                Some(_) => {}
-                None => {
-                    if let Some(cause) = self.hopeless(&core, txn, &prepare.work)? {
-                        self.core.note(txn, "voted no");
-                        return Ok(Vote::No { cause });
-                    }
-                }
-            }
-        }
         fault::pass(FaultPoint::PrepareReceived).await;
-        match self.propose(&Command::Prepare(prepare)).await? {
-            Output::Vote(Ok(())) => {
-                fault::pass(FaultPoint::Prepared).await;
-                let core = self.core.lock();
-                // Without a leader here the promise still stands; the next one will say so.
-                let leader = core.leader.as_ref().ok_or(Reject::Deposed)?;
-                Ok(Vote::Yes { above: leader.vote_above(&core.state) })
-            }
-            Output::Vote(Err(cause)) => {
-                self.core.note(txn, "voted no");
-                Ok(Vote::No { cause })
-            }
-            other => unreachable!("a prepare leads to a vote, not to {other:?}"),
+        let answer = self.answer(Request::Prepare(prepare)).await;
+        if let Ok(Response::Vote(Vote::No { .. })) = answer {
+            self.core.note(txn, "voted no");
         }
+        answer
     }
 
-    /// Why it is certain already that a transaction cannot commit here. A No that needs no log.
-    fn hopeless(&self, core: &CoreInner, txn: TxnId, work: &Work) -> Result<Option<Cause>, Reject> {
-        let view = StoredView::in_memory(&self.store, self.shard);
-        match core.state.objection(txn, work, &view) {
-            Ok(cause) => Ok(cause),
-            // Not to be seen without waiting for the disk: the log will tell.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(Reject::Internal { reason: error.to_string() }),
-        }
-    }
-
-    async fn commit_one_phase(&self, commit: CommitOnePhase) -> Result<Response, Reject> {
-        let CommitOnePhase { txn, floor, work } = commit;
-        self.learn_the_time(floor);
-        let (proposal, chosen) = {
-            let mut core = self.core.lock();
-            let CoreInner { state, leader, .. } = &mut *core;
-            let Some(leader) = leader else {
-                return Err(self.not_leader());
-            };
-            match leader.begin_one_phase(state, txn, floor, &work) {
-                Ok(commit_ts) => {
-                    // Proposed under the lock, so that timestamps enter the log in their order.
-                    let lead = leader.lead();
-                    (self.submit(&Command::CommitOnePhase { lead, txn, commit_ts, work }), true)
-                }
-                // Durable like any answer here, so that a copy of this request that was delayed
-                // cannot commit later.
-                Err(cause) => (self.submit(&Command::Fence { txn, cause }), false),
-            }
-        };
-        let output = match proposal {
-            Ok(proposal) => proposal.output().await,
-            Err(error) => Err(error),
-        };
-        match output {
-            Ok(output) => Ok(outcome_response(output)),
-            Err(error) => {
-                if chosen && matches!(error, ProposeError::NotLeader { .. } | ProposeError::Overloaded) {
-                    // It is in no log: readers need not wait for it.
-                    self.core.handle(&mut self.core.lock(), Event::NotProposed { txn });
-                }
-                Err(error.into())
-            }
-        }
-    }
-
-    async fn outcome(&self, txn: TxnId) -> Result<Response, Reject> {
-        if self.core.lock().leader.is_none() {
-            return Err(self.not_leader());
-        }
-        let fence = Command::Fence { txn, cause: Cause::Settled };
-        Ok(outcome_response(self.propose(&fence).await?))
-    }
-
-    async fn finish(&self, epoch: Epoch, decisions: Vec<(TxnId, Decision)>) -> Result<(), Reject> {
+    async fn finish(&self, epoch: Epoch, decisions: Vec<(TxnId, Decision)>) -> Result<Response, Reject> {
         fault::pass(FaultPoint::FinishReceived).await;
-        let proposal = {
-            let mut core = self.core.lock();
-            let CoreInner { state, leader, .. } = &mut *core;
-            let Some(leader) = leader else {
-                return Err(self.not_leader());
-            };
-            let known = |(txn, _): &(TxnId, Decision)| state.prepared().contains_key(txn);
-            let decisions: Vec<_> = decisions.into_iter().filter(known).collect();
-            if decisions.is_empty() && epoch <= state.marks().epoch {
-                // All of it was applied before. That it is durable too, a barrier makes sure of.
-                None
-            } else {
-                leader.begin_finish(&decisions);
-                Some(self.submit(&Command::Finish { epoch, decisions })?)
-            }
-        };
-        match proposal {
-            Some(proposal) => drop(proposal.output().await?),
-            None => self.group.read_barrier().await?,
-        }
+        let answer = self.answer(Request::Finish { epoch, decisions }).await?;
         fault::pass(FaultPoint::Finished).await;
-        Ok(())
-    }
-
-    async fn prepared(
-        &self,
-        epoch: Epoch,
-        after: Option<TxnId>,
-        count_max: usize,
-    ) -> Result<Response, Reject> {
-        let follows = {
-            let core = self.core.lock();
-            if core.leader.is_none() {
-                return Err(self.not_leader());
-            }
-            core.state.marks().epoch >= epoch
-        };
-        if follows {
-            self.group.read_barrier().await?;
-        } else {
-            self.propose(&Command::Follow { epoch }).await?;
-        }
-        let core = self.core.lock();
-        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-        let mut records = core.state.prepared().range((from, std::ops::Bound::Unbounded));
-        let record = |(txn, record): (&TxnId, &super::state::Prepared)| PreparedTxn {
-            txn: *txn,
-            participants: record.participants.clone(),
-        };
-        let txns = records.by_ref().take(count_max.clamp(1, PREPARED_MAX)).map(record).collect();
-        Ok(Response::Prepared { txns, more: records.next().is_some() })
+        Ok(answer)
     }
 
     // --- leading ----------------------------------------------------------------------------
@@ -497,13 +402,5 @@ impl Inner {
                 Event::NotResolved { txns }
             }
         }
-    }
-}
-
-fn outcome_response(output: Output) -> Response {
-    match output {
-        Output::Outcome(outcome) => Response::Outcome(outcome),
-        Output::Expired => Response::Expired,
-        other => unreachable!("a one-shard transaction leads to an outcome, not to {other:?}"),
     }
 }

@@ -20,6 +20,7 @@ use super::{ASK_TIMEOUT, Inner};
 use crate::mvcc::{Mvcc, Page};
 use crate::shard::leader::{Event, Target};
 use crate::shard::machine::{Core, Wake};
+use crate::shard::requests::{check_readable, reads_need_barrier};
 
 /// Reads of at most this many keys may be answered without leaving the task.
 const KEYS_INLINE_MAX: usize = 64;
@@ -124,7 +125,9 @@ impl Inner {
                 return Err(Reject::malformed(format!("read timestamp {at} lies in the future")));
             }
         }
-        self.group.read_barrier().await?;
+        if reads_need_barrier() {
+            self.group.read_barrier().await?;
+        }
         let id = self.next_read.fetch_add(1, Ordering::Relaxed);
         let (sender, wake) = oneshot::channel();
         let mut wait = {
@@ -132,9 +135,7 @@ impl Inner {
             if core.leader.is_none() {
                 return Err(self.not_leader());
             }
-            if at < core.state.marks().safe_point {
-                return Err(Reject::SnapshotTooOld);
-            }
+            check_readable(&core.state, at)?;
             core.readers.insert(id, sender);
             self.core.handle(&mut core, Event::Read { id, at, target });
             Wait { core: &self.core, id, wake }
@@ -186,8 +187,7 @@ impl Inner {
 
     /// What was read is what it should be only if it was not given up meanwhile.
     pub(super) fn still_readable(&self, at: Timestamp) -> Result<(), Reject> {
-        let safe_point = self.core.lock().state.marks().safe_point;
-        if at < safe_point { Err(Reject::SnapshotTooOld) } else { Ok(()) }
+        check_readable(&self.core.lock().state, at)
     }
 }
 
