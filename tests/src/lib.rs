@@ -3,6 +3,7 @@
 pub mod drill;
 pub mod page;
 pub mod proxy;
+pub mod sim;
 pub mod witness;
 
 use std::future::Future;

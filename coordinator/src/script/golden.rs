@@ -526,6 +526,7 @@ fn a_stranger_asks_about_a_transaction_of_unknown_participants() {
          one T1 s0 aborted
          one T1 s1 aborted
          commit #2 T1 epoch=1 s0
+         one T1 s0 aborted
          now
          outcome #3 T2
          apply
@@ -552,6 +553,8 @@ fn a_stranger_asks_about_a_transaction_of_unknown_participants() {
             one T1 s1 aborted
                 #1: aborted: its outcome was asked for before it was decided
             commit #2 T1 epoch=1 s0
+                ask s0 about T1
+            one T1 s0 aborted
                 #2: aborted: its outcome was asked for before it was decided
             now
                 2

@@ -318,10 +318,13 @@ impl Leader {
         self.effects.pop_front()
     }
 
-    /// A transaction holds nothing here any more: whoever waited for it looks again.
+    /// A transaction holds nothing here any more: whoever waited for it looks again. If it is prepared all
+    /// the same, it was only fenced off as a one-shard transaction, and is still to be asked about.
     fn ended(&mut self, now: Instant, txn: TxnId, state: &State) {
         self.one_phase.remove(&txn);
-        if let Some(Doubt::AskAt(at)) = self.doubts.remove(&txn) {
+        if !state.prepared().contains_key(&txn)
+            && let Some(Doubt::AskAt(at)) = self.doubts.remove(&txn)
+        {
             self.asks.remove(&(at, txn));
         }
         for id in self.waiting_for.remove(&txn).unwrap_or_default() {

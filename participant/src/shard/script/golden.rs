@@ -223,6 +223,28 @@ fn a_one_shard_transaction_that_was_refused_or_asked_about_can_never_commit() {
 }
 
 #[test]
+fn what_is_prepared_and_was_fenced_off_as_a_one_shard_transaction_is_still_asked_about() {
+    check(
+        "lead fresh=5
+         prepare T10 epoch=1 floor=12 w:a=1
+         fence T10
+         time +1000ms
+         answer epoch=1 T10=aborted",
+        expect![[r#"
+            lead fresh=5
+            prepare T10 epoch=1 floor=12 w:a=1
+                vote yes, above 5
+            fence T10
+                aborted: its outcome was asked for before it was decided
+            time +1000ms
+                ask the coordinator about T10
+            answer epoch=1 T10=aborted
+                propose finish, epoch 1
+        "#]],
+    );
+}
+
+#[test]
 fn what_an_earlier_leader_proposed_is_void() {
     check(
         "lead fresh=5
