@@ -15,7 +15,7 @@ pub enum Bug {
     CommitBeforeLastVote,
     /// Participants and client hear of a decision when it is proposed, not when it is committed.
     DecisionBeforeDurable,
-    /// *Aborted* is presumed without proof that this coordinator still leads.
+    /// *Aborted* is presumed without a barrier and without a fence in the log.
     AbortWithoutBarrier,
     /// A commit that is sent again is run like one that is sent for the first time.
     ResubmissionRunsTwice,
@@ -43,8 +43,9 @@ pub enum Bug {
     StaleShardLeaderReads,
     /// A new shard leader serves without a fresh timestamp.
     ShardLeaderWithoutFreshTime,
-    /// An abort of a deposed coordinator leader is obeyed.
-    AbortOfOldEpoch,
+    /// A deposed coordinator presumes abort without a barrier, and shards obey its word. Either wall alone
+    /// would hold.
+    DeposedAborts,
 }
 
 impl Bug {
@@ -68,7 +69,7 @@ impl Bug {
         Bug::OnePhaseIgnoresReads,
         Bug::StaleShardLeaderReads,
         Bug::ShardLeaderWithoutFreshTime,
-        Bug::AbortOfOldEpoch,
+        Bug::DeposedAborts,
     ];
 
     /// Its name, in the environment and in tables.
@@ -92,7 +93,7 @@ impl Bug {
             Bug::OnePhaseIgnoresReads => "one-phase-ignores-reads",
             Bug::StaleShardLeaderReads => "stale-shard-leader-reads",
             Bug::ShardLeaderWithoutFreshTime => "shard-leader-without-fresh-time",
-            Bug::AbortOfOldEpoch => "abort-of-old-epoch",
+            Bug::DeposedAborts => "deposed-aborts",
         }
     }
 

@@ -30,7 +30,7 @@ impl Claim {
     pub fn needs_barrier(self) -> bool {
         match self {
             Claim::Time => !mutation::on(Bug::TimestampsWithoutBarrier),
-            Claim::Ending => !mutation::on(Bug::AbortWithoutBarrier),
+            Claim::Ending => !mutation::on(Bug::AbortWithoutBarrier) && !mutation::on(Bug::DeposedAborts),
             Claim::Leadership => true,
         }
     }
@@ -105,6 +105,9 @@ impl Leader {
             }
             if txn.start < state.marks().outcomes_before {
                 return self.effects.push_back(Effect::Answer { id, answer: Answer::Expired });
+            }
+            if mutation::on(Bug::AbortWithoutBarrier) {
+                return self.answer_aborted(id, cause);
             }
             self.effects.push_back(Effect::Refuse(vec![txn]));
             Phase::Refusing { cause, shards }

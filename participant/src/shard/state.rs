@@ -249,7 +249,7 @@ impl State {
                 self.write(record.work.writes, commit_ts, mutations);
             }
             // An abort is only the word of a leader; a newer one may have been promised more.
-            Decision::Abort if epoch >= record.epoch || mutation::on(Bug::AbortOfOldEpoch) => {
+            Decision::Abort if epoch >= record.epoch || mutation::on(Bug::DeposedAborts) => {
                 drop(self.unprepare(txn, mutations))
             }
             Decision::Abort => {}

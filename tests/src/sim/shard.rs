@@ -116,9 +116,9 @@ impl Shard {
         self.durable.clone()
     }
 
-    /// All that is on disk, and how far the log is applied: what a snapshot holds.
+    /// What a snapshot of it holds, and how far the log is applied.
     pub fn snapshot(&self) -> (u64, ShardDisk) {
-        (self.applied, self.disk.clone())
+        (self.applied, self.disk.snapshot(self.shard))
     }
 
     /// What is on disk becomes durable.

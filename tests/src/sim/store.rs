@@ -7,10 +7,12 @@ use std::io;
 
 use troth_coordinator::command::{Decision, Record};
 use troth_coordinator::state as coordinator;
+use troth_participant::families;
+use troth_participant::shard::machine::spans;
 use troth_participant::shard::state as shard;
 use troth_protocol::message::shard::{Row, Version};
 use troth_protocol::message::txn::Outcome;
-use troth_protocol::{Key, KeyRange, Timestamp, TxnId, Value};
+use troth_protocol::{Key, KeyRange, ShardId, Timestamp, TxnId, Value};
 
 /// What a coordinator keeps.
 #[derive(Clone, Debug, Default)]
@@ -111,6 +113,21 @@ impl ShardDisk {
             last = Some(key.clone());
             first
         });
+    }
+
+    /// What a snapshot takes to another node: the families that production sends, and no other.
+    pub fn snapshot(&self, shard: ShardId) -> ShardDisk {
+        let mut sent = ShardDisk::default();
+        for span in spans(shard) {
+            match span.family {
+                families::DATA => sent.versions = self.versions.clone(),
+                families::PREPARED => sent.prepared = self.prepared.clone(),
+                families::OUTCOME => sent.outcomes = self.outcomes.clone(),
+                families::SHARD => sent.marks = self.marks,
+                other => unreachable!("a family that is not modelled: {other:?}"),
+            }
+        }
+        sent
     }
 
     /// The state that a process rebuilds from this.
