@@ -7,6 +7,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use troth_protocol::mutation::{self, Bug};
 
 use crate::machine::{Batch, Machine};
 use crate::rocks::Store;
@@ -70,6 +71,10 @@ impl<M: Machine> Adapter<M> {
             .collect();
         let mut batch = Batch::new(&self.store);
         snapshot::put_mark(&mut batch, self.group, &self.mark());
+        if mutation::on(Bug::AppliedIndexNotAtomic) {
+            batch.commit()?;
+            batch = Batch::new(&self.store);
+        }
         let (outputs, _written) = self.machine.apply(&commands, batch)?;
         assert_eq!(outputs.len(), commands.len(), "group {}: one output for each command", self.group);
 

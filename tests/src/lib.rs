@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: clusters, patience, and conditions to wait for.
 
 pub mod drill;
+pub mod model;
 pub mod page;
 pub mod proxy;
 pub mod sim;

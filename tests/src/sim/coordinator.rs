@@ -282,7 +282,7 @@ impl Coordinator {
     }
 
     fn wait(&mut self, shared: &mut Shared, asker: Asker, txn: TxnId, deadline: Duration) -> RequestId {
-        let id = shared.fresh();
+        let id = shared.fresh(self.seat.at);
         self.requests.insert(id, (asker, txn));
         let wait = deadline.saturating_sub(shared.time);
         shared.emit(Pace::After(wait), Item::RequestOver { seat: self.seat, id });

@@ -34,8 +34,9 @@ pub struct Ghost {
     submitted: BTreeMap<TxnId, Vec<Part>>,
     coordinator_outputs: Vec<coordinator::Output>,
     shard_outputs: BTreeMap<ShardId, Vec<shard::Output>>,
-    reads: Vec<(TxnId, Key, Version)>,
-    scans: Vec<(TxnId, KeyRange, Vec<Row>)>,
+    /// What each transaction has read, in its own order.
+    reads: BTreeMap<TxnId, Vec<(Key, Version)>>,
+    scans: BTreeMap<TxnId, Vec<(KeyRange, Vec<Row>)>>,
     /// The largest timestamp that anybody has got.
     newest: Timestamp,
     /// Operations that ended well: when they were begun and over, and their moment in the serial order.
@@ -64,12 +65,12 @@ impl Ghost {
 
     /// A client has read a key at the start of its transaction.
     pub fn read(&mut self, txn: TxnId, key: Key, version: Version) {
-        self.reads.push((txn, key, version));
+        self.reads.entry(txn).or_default().push((key, version));
     }
 
     /// A client has read a range of one shard at the start of its transaction.
     pub fn scanned(&mut self, txn: TxnId, range: KeyRange, rows: Vec<Row>) {
-        self.scans.push((txn, range, rows));
+        self.scans.entry(txn).or_default().push((range, rows));
     }
 
     /// A client sends a commit.
@@ -305,7 +306,9 @@ impl Ghost {
     }
 
     fn judge_reads(&mut self, history: &BTreeMap<Key, BTreeMap<Timestamp, Option<Value>>>) {
-        for (txn, key, seen) in std::mem::take(&mut self.reads) {
+        let reads = std::mem::take(&mut self.reads).into_iter();
+        let reads = reads.flat_map(|(txn, all)| all.into_iter().map(move |(key, seen)| (txn, key, seen)));
+        for (txn, key, seen) in reads {
             let newest = |upto: Timestamp| {
                 let found = history.get(&key).and_then(|versions| versions.range(..=upto).next_back());
                 found.map_or((Timestamp::ZERO, None), |(at, value)| (*at, value.clone()))
@@ -330,7 +333,9 @@ impl Ghost {
     }
 
     fn judge_scans(&mut self, history: &BTreeMap<Key, BTreeMap<Timestamp, Option<Value>>>) {
-        for (txn, range, seen) in std::mem::take(&mut self.scans) {
+        let scans = std::mem::take(&mut self.scans).into_iter();
+        let scans = scans.flat_map(|(txn, all)| all.into_iter().map(move |(range, seen)| (txn, range, seen)));
+        for (txn, range, seen) in scans {
             let rows = |upto: Timestamp| -> Vec<(Key, Timestamp)> {
                 let keys = history.iter().filter(|(key, _)| range.contains(key));
                 let row = |(key, versions): (&Key, &BTreeMap<Timestamp, Option<Value>>)| {

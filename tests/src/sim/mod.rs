@@ -13,7 +13,7 @@
 //!
 //! Nothing here reads a clock or draws a number that does not come from the seed, so a seed is a run, bit
 //! for bit. The world itself decides nothing: its items may be taken in any order by whoever schedules
-//! them. The simulator takes them by time and chance, and the model checker in every order.
+//! them. The simulator takes them by time and chance, and the [model checker](crate::model) in every order.
 
 pub mod calls;
 pub mod client;

@@ -245,7 +245,7 @@ impl Shard {
                 if let Err(reject) = check_readable(&self.state, reading.at) {
                     return self.answer(shared, Caller::Asker(reading.asker), Err(reject));
                 }
-                let read = shared.fresh();
+                let read = shared.fresh(self.seat.at);
                 let (at, target) = (reading.at, reading.target.clone());
                 self.readers.insert(read, reading);
                 let wait = deadline.saturating_sub(shared.time);

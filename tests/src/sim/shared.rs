@@ -52,7 +52,9 @@ pub struct Shared {
     pub ghost: Ghost,
     /// What is to happen, for whoever schedules.
     pub out: Vec<(Pace, Item)>,
-    next: u64,
+    next: BTreeMap<Address, u64>,
+    /// Wall clocks stand still, so that time that passes does not make states differ.
+    pub wall_stands: bool,
 }
 
 impl Shared {
@@ -70,14 +72,22 @@ impl Shared {
             leaders: BTreeMap::new(),
             ghost: Ghost::default(),
             out: Vec::new(),
-            next: 0,
+            next: BTreeMap::new(),
+            wall_stands: false,
         }
     }
 
-    /// A number that nothing else has.
-    pub fn fresh(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+    /// A number that nothing else has. Processes count for themselves, so that what one does first has
+    /// the same name whatever another one did before.
+    pub fn fresh(&mut self, at: Address) -> u64 {
+        let (kind, id) = match at {
+            Address::Coordinator(id) => (1, id),
+            Address::Node(id) => (2, id),
+            Address::Client(id) => (3, id),
+        };
+        let next = self.next.entry(at).or_default();
+        *next += 1;
+        (kind << 40) | (u64::from(id) << 32) | *next
     }
 
     /// Lets something happen.
@@ -97,7 +107,8 @@ impl Shared {
 
     /// The moment by both clocks, for a process whose wall clock is off by so much.
     pub fn now(&self, offset_millis: i64) -> Now {
-        let millis = (WALL_START + self.time.as_millis() as u64).saturating_add_signed(offset_millis);
+        let passed = if self.wall_stands { 0 } else { self.time.as_millis() as u64 };
+        let millis = (WALL_START + passed).saturating_add_signed(offset_millis);
         Now { instant: self.instant(self.time), millis }
     }
 
@@ -120,7 +131,7 @@ impl Shared {
 
     /// Proposes a command, for a replica that believes to lead in a term.
     pub fn propose(&mut self, seat: Seat, term: u64, command: Command) -> ProposalId {
-        let proposal = self.fresh();
+        let proposal = self.fresh(seat.at);
         let entry = Entry { proposal, command: Arc::new(command) };
         if self.group(seat.group).propose(seat.at, term, entry) {
             self.emit(Pace::Round, Item::Replicated { group: seat.group, term, proposal });
@@ -130,7 +141,7 @@ impl Shared {
 
     /// Begins to ask a majority whether a replica still leads.
     pub fn barrier(&mut self, seat: Seat) -> u64 {
-        let barrier = self.fresh();
+        let barrier = self.fresh(seat.at);
         self.emit(Pace::Round, Item::Barrier { seat, barrier });
         barrier
     }

@@ -140,6 +140,14 @@ impl World {
         all.filter(|at| !members.contains(at)).collect()
     }
 
+    /// How many shards have a leader that serves.
+    pub fn shards_served(&self) -> usize {
+        let replicas = self.servers.values().flat_map(|server| server.replicas.values());
+        let serves =
+            |replica: &&Replica| matches!(replica, Replica::Shard(shard) if shard.leader().is_some());
+        replicas.filter(serves).count()
+    }
+
     fn seat(&self, at: Address, group: GroupId) -> Seat {
         Seat { at, group, life: self.servers[&at].life }
     }
@@ -329,6 +337,10 @@ impl World {
     fn spread(&mut self, group: GroupId, leader: Address) {
         let upto = self.shared.groups[&group].committed();
         for at in self.shared.groups[&group].members.clone() {
+            if !self.servers.contains_key(&at) {
+                // A member that only votes.
+                continue;
+            }
             let seat = self.seat(at, group);
             let pace = if at == leader { Pace::Local } else { Pace::Network(leader, at) };
             self.shared.emit(pace, Item::Learn { seat, upto });

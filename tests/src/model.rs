@@ -1,0 +1,517 @@
+//! Every order of everything: the world of the [simulation](crate::sim), explored without chance.
+//!
+//! What the simulator tries for some orders of messages, rounds of the log, elections, losses and crashes,
+//! the model checker does for all of them, in small cases. It runs the same production code: states and
+//! leaders of coordinators and shards, buffers and submissions of clients.
+//!
+//! Most cases begin when the clients have read and commit. What happens within a process happens at once; between any two things that pass between processes,
+//! anything else may come. Time passes only when nothing else is left to happen, but for a budget of
+//! timers that come early. Processes number what they do for themselves, and wall clocks stand still, so
+//! that two orders which lead to the same state are one state.
+
+use std::collections::VecDeque;
+use std::fmt::{self, Write as _};
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
+
+use stateright::{Model, Property};
+use troth_coordinator::leader::Limits;
+use troth_protocol::message::{Request, coordinator};
+use troth_protocol::{GroupId, Key, KeyRange, ShardId};
+
+use crate::sim::client::{Action as Act, Client, Plan};
+use crate::sim::faults::Fault;
+use crate::sim::world::{Shape, World};
+use crate::sim::{Address, Item, Pace};
+
+/// How long everything may take to come to rest when nothing breaks any more.
+const REST_MAX: Duration = Duration::from_secs(30);
+
+/// The member of a group of two that only votes: of three, one is never in the way.
+const WITNESS: u8 = 99;
+
+/// A case to explore.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is about.
+    pub about: &'static str,
+    /// Replicas of each of the two shards: 1, or 2 and a witness.
+    replicas: u8,
+    /// What each client does, one transaction after another.
+    clients: Vec<Vec<Vec<Act>>>,
+    /// Clients have begun and read already when the exploration begins.
+    from_commit: bool,
+    budget: Budget,
+    /// What must be reached by some path; else the case explores nothing of interest.
+    reaches: Reaches,
+}
+
+/// What may go wrong, and how often in one path.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+struct Budget {
+    /// Another coordinator is elected while the first one lives.
+    elections: u8,
+    /// The same at a shard.
+    shard_elections: u8,
+    /// A server dies and comes back.
+    crashes: u8,
+    /// A message is lost.
+    losses: u8,
+    /// A message comes twice.
+    doubles: u8,
+    /// A timer comes before what it waits for.
+    early: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Reaches {
+    abort: bool,
+    unknown: bool,
+}
+
+fn key(shard: u16) -> Key {
+    let name = |number: u32| Key::copy_from(format!("k{number}").as_bytes());
+    (0..).map(name).find(|key| key.shard(2) == ShardId(shard)).expect("keys do not end")
+}
+
+/// All cases, small ones first.
+pub fn cases() -> Vec<Case> {
+    let (a, b) = (|| key(0), || key(1));
+    let both = |number| vec![Act::Append(a(), number), Act::Append(b(), number)];
+    let blind = |number| vec![Act::Put(a(), number), Act::Put(b(), number)];
+    let case = |name, about, budget| Case {
+        name,
+        about,
+        replicas: 1,
+        clients: vec![vec![both(1)]],
+        from_commit: true,
+        budget,
+        reaches: Reaches { abort: true, unknown: false },
+    };
+    let none = Budget::default();
+    let nothing = Reaches { abort: false, unknown: false };
+    vec![
+        Case {
+            clients: vec![vec![blind(1)], vec![vec![Act::GetMany(vec![a(), b()])], vec![Act::Put(a(), 2)]]],
+            from_commit: false,
+            reaches: nothing,
+            ..case("reader", "one writes two shards, another one reads both, then writes one", none)
+        },
+        case("lost", "one transaction on two shards; a message is lost", Budget { losses: 1, ..none }),
+        Case {
+            reaches: nothing,
+            ..case(
+                "double",
+                "one transaction on two shards; a message comes twice",
+                Budget { doubles: 1, ..none },
+            )
+        },
+        Case {
+            reaches: Reaches { abort: true, unknown: true },
+            ..case("early", "one transaction on two shards; a timer comes early", Budget { early: 1, ..none })
+        },
+        case(
+            "crash",
+            "one transaction on two shards; any server dies and comes back",
+            Budget { crashes: 1, ..none },
+        ),
+        case(
+            "deposed",
+            "one transaction on two shards; the coordinator is deposed while it lives",
+            Budget { elections: 1, ..none },
+        ),
+        Case {
+            clients: vec![vec![blind(1)], vec![both(2)]],
+            ..case("conflict", "two transactions write the same two keys", none)
+        },
+        Case {
+            replicas: 2,
+            clients: vec![
+                vec![vec![Act::Put(a(), 1)]],
+                vec![vec![Act::Scan(KeyRange::new(a(), Some(Key::copy_from(b"z")))), Act::Get(a())]],
+            ],
+            from_commit: false,
+            reaches: nothing,
+            ..case(
+                "shard-deposed",
+                "a shard is deposed while it lives; one writes, one reads",
+                Budget { shard_elections: 1, ..none },
+            )
+        },
+        case(
+            "lost-deposed",
+            "one transaction on two shards; the coordinator is deposed, and a message is lost",
+            Budget { elections: 1, losses: 1, ..none },
+        ),
+        case(
+            "deposed-twice",
+            "one transaction on two shards; leadership goes to the other coordinator and back",
+            Budget { elections: 2, ..none },
+        ),
+        case(
+            "crash-deposed",
+            "one transaction on two shards; a server dies, and a coordinator is deposed",
+            Budget { crashes: 1, elections: 1, ..none },
+        ),
+    ]
+}
+
+/// A world, and what is on its way in it.
+#[derive(Clone, Debug)]
+pub struct State {
+    world: World,
+    /// What may happen now, each with its name, in the order of names.
+    pending: Vec<(String, Item)>,
+    /// What happens when time has passed.
+    timers: Vec<(Duration, String, Item)>,
+    budget: Budget,
+    down: Option<Address>,
+    just_died: bool,
+    /// Nothing happens any more.
+    over: bool,
+}
+
+/// Equal if nobody can tell one from the other: what is said of one in words is said of the other.
+impl PartialEq for State {
+    fn eq(&self, other: &State) -> bool {
+        format!("{self:?}") == format!("{other:?}")
+    }
+}
+
+impl Hash for State {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        struct Feed<'a, H>(&'a mut H);
+        impl<H: Hasher> fmt::Write for Feed<'_, H> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0.write(text.as_bytes());
+                Ok(())
+            }
+        }
+        write!(Feed(state), "{:?}", self.world).expect("a hasher takes everything");
+        for (name, _) in &self.pending {
+            name.hash(state);
+        }
+        for (due, name, _) in &self.timers {
+            (due, name).hash(state);
+        }
+        (self.budget, self.just_died, self.over).hash(state);
+    }
+}
+
+/// What happens next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// This, of what may happen now.
+    Happens(String),
+    /// This message is lost.
+    IsLost(String),
+    /// This message comes now, and once more later.
+    ComesTwice(String),
+    /// This timer comes early.
+    ComesEarly(String),
+    /// Another leader is elected; so many entries survive.
+    Elect(GroupId, Address, usize),
+    /// A server dies.
+    Crash(Address),
+    /// It is started again.
+    Restart(Address),
+    /// Nothing else happens: time passes.
+    TimePasses,
+}
+
+/// Explores a case.
+#[derive(Clone, Debug)]
+pub struct Explorer {
+    case: Case,
+}
+
+impl Explorer {
+    /// An explorer of a case.
+    pub fn new(case: Case) -> Explorer {
+        Explorer { case }
+    }
+
+    fn first(&self) -> State {
+        let shape = Shape { coordinators: 2, nodes: 2, replicas: self.case.replicas, shards: 2 };
+        let limits = Limits { vote_timeout: Duration::from_secs(2), ..Limits::default() };
+        let clients = self.case.clients.iter().enumerate().map(|(number, txns)| {
+            let plan = |steps: &Vec<Act>| Plan {
+                steps: steps.clone(),
+                patience: Duration::from_secs(8),
+                leaves: false,
+                forgetful: false,
+            };
+            Client::new(number as u8, txns.iter().map(plan).collect::<VecDeque<_>>())
+        });
+        let mut world = World::new(shape, limits, clients.collect());
+        world.shared.wall_stands = true;
+        for group in world.shared.groups.values_mut() {
+            if group.members.len() == 2 {
+                let witness = match group.members[0] {
+                    Address::Coordinator(_) => Address::Coordinator(WITNESS),
+                    Address::Node(_) | Address::Client(_) => Address::Node(WITNESS),
+                };
+                group.members.push(witness);
+            }
+        }
+        let mut state = State {
+            world,
+            pending: Vec::new(),
+            timers: Vec::new(),
+            budget: self.case.budget,
+            down: None,
+            just_died: false,
+            over: false,
+        };
+        // Everybody has a leader, and knows it.
+        for group in state.world.shared.groups.keys().copied().collect::<Vec<_>>() {
+            let to = state.world.shared.groups[&group].members[0];
+            state.happen(Item::Fault(Fault::Elect { group, to, survive: 0 }));
+        }
+        while let Some((_, item)) = state.pending.first().cloned() {
+            state.pending.remove(0);
+            state.happen(item);
+        }
+        while !state.is_served() {
+            state.pass_time();
+            while let Some((_, item)) = state.pending.first().cloned() {
+                state.pending.remove(0);
+                state.happen(item);
+            }
+        }
+        for client in 0..state.world.clients.len() as u8 {
+            state.add(Item::Go { client });
+        }
+        let commits = |item: &Item| {
+            let Item::Ask { request, .. } = item else { return false };
+            matches!(&**request, Request::Coordinator(coordinator::Request::Commit(_)))
+        };
+        while self.case.from_commit
+            && let Some(at) = state.pending.iter().position(|(_, item)| !commits(item))
+        {
+            let (_, item) = state.pending.remove(at);
+            state.happen(item);
+        }
+        state
+    }
+}
+
+impl State {
+    fn is_served(&self) -> bool {
+        self.world.shards_served() == usize::from(self.world.shared.shards)
+    }
+
+    fn add(&mut self, item: Item) {
+        // How far a log is committed, a member hears once.
+        if let Item::Learn { seat, .. } = &item
+            && self
+                .pending
+                .iter()
+                .any(|(_, other)| matches!(other, Item::Learn { seat: same, .. } if same == seat))
+        {
+            return;
+        }
+        let name = format!("{item:?}");
+        let at = self.pending.partition_point(|(other, _)| *other <= name);
+        self.pending.insert(at, (name, item));
+    }
+
+    /// Lets an item happen, and everything that follows from it within processes.
+    fn happen(&mut self, item: Item) {
+        let mut local = VecDeque::from([item]);
+        while let Some(item) = local.pop_front() {
+            self.world.happen(item);
+            for (pace, item) in std::mem::take(&mut self.world.shared.out) {
+                let alone = |group: &GroupId| self.world.shared.groups[group].members.len() == 1;
+                match (pace, &item) {
+                    (Pace::Local, _) => local.push_back(item),
+                    // A group of one needs no round to know that it leads.
+                    (Pace::Round, Item::Barrier { seat, .. }) if alone(&seat.group) => local.push_back(item),
+                    (Pace::Network(..) | Pace::Round | Pace::Notice, _) => self.add(item),
+                    (Pace::After(wait), _) => {
+                        let (due, name) = (self.world.shared.time + wait, format!("{item:?}"));
+                        let at =
+                            self.timers.partition_point(|(other, named, _)| (*other, named) <= (due, &name));
+                        self.timers.insert(at, (due, name, item));
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, name: &str) -> Option<Item> {
+        let at = self.pending.iter().position(|(other, _)| other == name)?;
+        Some(self.pending.remove(at).1)
+    }
+
+    fn fire(&mut self, at: usize) {
+        let (due, _, item) = self.timers.remove(at);
+        self.world.shared.time = self.world.shared.time.max(due);
+        self.happen(item);
+    }
+
+    /// Timers come, in their order, until something may happen again or everything is at rest.
+    fn pass_time(&mut self) {
+        let until = self.world.shared.time + REST_MAX;
+        while self.pending.is_empty() {
+            if self.world.unrest().is_none() {
+                self.over = true;
+                self.world.shared.ghost.judge();
+                return;
+            }
+            if self.timers.first().is_none_or(|(due, ..)| *due > until) {
+                let unrest = self.world.unrest().unwrap_or_default();
+                let text = format!("not at rest after {REST_MAX:?} without a fault: {unrest}");
+                self.world.shared.ghost.violations.push(text);
+                self.over = true;
+                return;
+            }
+            self.fire(0);
+        }
+    }
+
+    /// What went wrong on the way here.
+    pub fn violations(&self) -> &[String] {
+        &self.world.shared.ghost.violations
+    }
+
+    fn count(&self, count: fn(&crate::sim::client::Counts) -> u64) -> u64 {
+        self.world.clients.iter().map(|client| count(&client.counts)).sum()
+    }
+}
+
+impl Model for Explorer {
+    type State = State;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![self.first()]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Step>) {
+        if state.over || !state.violations().is_empty() {
+            return;
+        }
+        let mut last = None;
+        for (name, item) in &state.pending {
+            // Two of the same are one.
+            if last.replace(name) == Some(name) {
+                continue;
+            }
+            actions.push(Step::Happens(name.clone()));
+            if matches!(item, Item::Ask { .. } | Item::Answer { .. }) {
+                if state.budget.losses > 0 {
+                    actions.push(Step::IsLost(name.clone()));
+                }
+                if state.budget.doubles > 0 {
+                    actions.push(Step::ComesTwice(name.clone()));
+                }
+            }
+        }
+        if state.budget.early > 0 && !state.pending.is_empty() {
+            let waits = |item: &Item| !matches!(item, Item::Wake { .. });
+            for (_, name, _) in state.timers.iter().filter(|(_, _, item)| waits(item)) {
+                actions.push(Step::ComesEarly(name.clone()));
+            }
+        }
+        let mut leaderless = false;
+        for (group, now) in &state.world.shared.groups {
+            let budget = match group {
+                GroupId::Coordinator => state.budget.elections,
+                GroupId::Shard(_) => state.budget.shard_elections,
+            };
+            let led = state.world.is_led(*group);
+            leaderless |= !led;
+            if led && budget == 0 {
+                continue;
+            }
+            for to in state.world.servers().filter(|to| now.members.contains(to)) {
+                if now.leader != Some(to) && state.world.has_majority(*group, to) {
+                    actions.extend((0..=now.flying()).map(|survive| Step::Elect(*group, to, survive)));
+                }
+            }
+        }
+        match state.down {
+            // In between it would only make the same messages fail one by one.
+            Some(at) if state.just_died || state.pending.is_empty() => actions.push(Step::Restart(at)),
+            Some(_) => {}
+            None if state.budget.crashes > 0 => actions.extend(state.world.servers().map(Step::Crash)),
+            None => {}
+        }
+        if state.pending.is_empty() && state.down.is_none() && !leaderless {
+            actions.push(Step::TimePasses);
+        }
+    }
+
+    fn next_state(&self, last: &State, step: Step) -> Option<State> {
+        let mut state = last.clone();
+        state.just_died = matches!(step, Step::Crash(_));
+        match step {
+            Step::Happens(name) => {
+                let item = state.take(&name)?;
+                state.happen(item);
+            }
+            Step::IsLost(name) => {
+                state.budget.losses -= 1;
+                let item = state.take(&name)?;
+                if let Item::Ask { call, attempt, .. } | Item::Answer { call, attempt, .. } = item {
+                    state.add(Item::Broken { call, attempt, unsent: false });
+                }
+            }
+            Step::ComesTwice(name) => {
+                state.budget.doubles -= 1;
+                let item = state.take(&name)?;
+                state.add(item.clone());
+                state.happen(item);
+            }
+            Step::ComesEarly(name) => {
+                state.budget.early -= 1;
+                let at = state.timers.iter().position(|(_, other, _)| *other == name)?;
+                state.fire(at);
+            }
+            Step::Elect(group, to, survive) => {
+                if state.world.is_led(group) {
+                    match group {
+                        GroupId::Coordinator => state.budget.elections -= 1,
+                        GroupId::Shard(_) => state.budget.shard_elections -= 1,
+                    }
+                }
+                state.happen(Item::Fault(Fault::Elect { group, to, survive }));
+            }
+            Step::Crash(at) => {
+                state.budget.crashes -= 1;
+                state.down = Some(at);
+                state.happen(Item::Fault(Fault::Crash(at)));
+            }
+            Step::Restart(at) => {
+                state.down = None;
+                state.happen(Item::Fault(Fault::Restart(at)));
+            }
+            Step::TimePasses => state.pass_time(),
+        }
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Explorer>> {
+        let mut properties = vec![
+            Property::always("no promise is broken", |_, state: &State| state.violations().is_empty()),
+            Property::sometimes("everything commits", |explorer: &Explorer, state: &State| {
+                let txns: usize = explorer.case.clients.iter().map(Vec::len).sum();
+                state.over && state.count(|counts| counts.ok) == txns as u64
+            }),
+        ];
+        if self.case.reaches.abort {
+            properties.push(Property::sometimes("something is aborted", |_, state: &State| {
+                state.over && state.count(|counts| counts.failed) > 0
+            }));
+        }
+        if self.case.reaches.unknown {
+            properties.push(Property::sometimes("an end is unknown at first", |_, state: &State| {
+                state.over && state.count(|counts| counts.unknown) > 0
+            }));
+        }
+        properties
+    }
+}
