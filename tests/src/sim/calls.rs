@@ -122,7 +122,7 @@ impl Shared {
         deadline: Duration,
         purpose: Purpose,
     ) {
-        let id = self.fresh(owner.address());
+        let id = self.fresh(owner.address(), &purpose);
         let turn = id as usize;
         let call = Call {
             owner,

@@ -219,7 +219,7 @@ impl Coordinator {
         if self.term.is_none() {
             return shared.answer(self.seat.at, then.asker(), Err(self.not_leader(shared)));
         }
-        let barrier = shared.barrier(self.seat);
+        let barrier = shared.barrier(self.seat, &then);
         self.barriers.insert(barrier, then);
     }
 
@@ -282,7 +282,7 @@ impl Coordinator {
     }
 
     fn wait(&mut self, shared: &mut Shared, asker: Asker, txn: TxnId, deadline: Duration) -> RequestId {
-        let id = shared.fresh(self.seat.at);
+        let id = shared.fresh(self.seat.at, &asker);
         self.requests.insert(id, (asker, txn));
         let wait = deadline.saturating_sub(shared.time);
         shared.emit(Pace::After(wait), Item::RequestOver { seat: self.seat, id });

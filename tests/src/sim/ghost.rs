@@ -40,7 +40,7 @@ pub struct Ghost {
     /// The largest timestamp that anybody has got.
     newest: Timestamp,
     /// Operations that ended well: when they were begun and over, and their moment in the serial order.
-    operations: Vec<(Duration, Duration, TxnId, Timestamp)>,
+    operations: BTreeSet<(Duration, Duration, TxnId, Timestamp)>,
 }
 
 impl Ghost {
@@ -85,7 +85,7 @@ impl Ghost {
             self.violated(format!("{txn} was acknowledged at {at}, and is committed at {really:?}"));
         }
         self.newest = self.newest.max(at);
-        self.operations.push((begun, over, txn, at));
+        self.operations.insert((begun, over, txn, at));
     }
 
     /// A client knows that its transaction did not happen, and never will.
@@ -359,10 +359,9 @@ impl Ghost {
 
     /// Whoever began after somebody else's end comes after him.
     fn judge_order(&mut self) {
-        let mut by_end: Vec<_> = self.operations.clone();
+        let mut by_end: Vec<_> = self.operations.iter().copied().collect();
         by_end.sort_by_key(|(_, over, txn, _)| (*over, *txn));
-        let mut by_begin = self.operations.clone();
-        by_begin.sort_by_key(|(begun, _, txn, _)| (*begun, *txn));
+        let by_begin = self.operations.clone();
         let mut ended = by_end.into_iter().peekable();
         let mut newest = (Timestamp::ZERO, None);
         for (begun, _, txn, _) in by_begin {

@@ -183,8 +183,9 @@ impl Shard {
         match leader.open(&self.state, &self.disk, request) {
             Ok(Need::Nothing(response)) => self.answer(shared, caller, Ok(response)),
             Ok(Need::Barrier(rest)) => {
-                let barrier = shared.barrier(self.seat);
-                self.barriers.insert(barrier, Then::Close(caller, rest));
+                let then = Then::Close(caller, rest);
+                let barrier = shared.barrier(self.seat, &then);
+                self.barriers.insert(barrier, then);
             }
             Ok(Need::Entry(command, rest)) => {
                 let term = self.term.expect("who serves leads");
@@ -205,8 +206,9 @@ impl Shard {
             let reject = self.not_leader(shared);
             return self.answer(shared, Caller::Asker(reading.asker), Err(reject));
         }
-        let barrier = shared.barrier(self.seat);
-        self.barriers.insert(barrier, Then::Read(reading, deadline));
+        let then = Then::Read(reading, deadline);
+        let barrier = shared.barrier(self.seat, &then);
+        self.barriers.insert(barrier, then);
     }
 
     /// A majority has answered.
@@ -245,7 +247,7 @@ impl Shard {
                 if let Err(reject) = check_readable(&self.state, reading.at) {
                     return self.answer(shared, Caller::Asker(reading.asker), Err(reject));
                 }
-                let read = shared.fresh(self.seat.at);
+                let read = shared.fresh(self.seat.at, &reading.asker);
                 let (at, target) = (reading.at, reading.target.clone());
                 self.readers.insert(read, reading);
                 let wait = deadline.saturating_sub(shared.time);

@@ -1,12 +1,14 @@
 //! What everybody in the world reaches.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use troth_coordinator::leader::{Limits, Now};
 use troth_protocol::message::Response;
 use troth_protocol::{GroupId, Reject};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::calls::{Call, CallId};
 use super::ghost::Ghost;
@@ -52,9 +54,9 @@ pub struct Shared {
     pub ghost: Ghost,
     /// What is to happen, for whoever schedules.
     pub out: Vec<(Pace, Item)>,
-    next: BTreeMap<Address, u64>,
-    /// Wall clocks stand still, so that time that passes does not make states differ.
-    pub wall_stands: bool,
+    next: BTreeMap<u64, u64>,
+    /// Everything is explored: names and clocks must not make states differ that are the same.
+    pub explored: bool,
 }
 
 impl Shared {
@@ -73,21 +75,20 @@ impl Shared {
             ghost: Ghost::default(),
             out: Vec::new(),
             next: BTreeMap::new(),
-            wall_stands: false,
+            explored: false,
         }
     }
 
-    /// A number that nothing else has. Processes count for themselves, so that what one does first has
-    /// the same name whatever another one did before.
-    pub fn fresh(&mut self, at: Address) -> u64 {
-        let (kind, id) = match at {
-            Address::Coordinator(id) => (1, id),
-            Address::Node(id) => (2, id),
-            Address::Client(id) => (3, id),
+    /// A number that nothing else has, for something that a process does. If everything is explored, it
+    /// follows from what that is, so that it has the same name in whatever order things were done.
+    pub fn fresh(&mut self, at: Address, what: &dyn fmt::Debug) -> u64 {
+        let name = match self.explored {
+            false => 0,
+            true => xxh3_64(format!("{at} {what:?}").as_bytes()) & !0xffff,
         };
-        let next = self.next.entry(at).or_default();
+        let next = self.next.entry(name).or_default();
         *next += 1;
-        (kind << 40) | (u64::from(id) << 32) | *next
+        name + *next
     }
 
     /// Lets something happen.
@@ -107,7 +108,7 @@ impl Shared {
 
     /// The moment by both clocks, for a process whose wall clock is off by so much.
     pub fn now(&self, offset_millis: i64) -> Now {
-        let passed = if self.wall_stands { 0 } else { self.time.as_millis() as u64 };
+        let passed = if self.explored { 0 } else { self.time.as_millis() as u64 };
         let millis = (WALL_START + passed).saturating_add_signed(offset_millis);
         Now { instant: self.instant(self.time), millis }
     }
@@ -131,7 +132,7 @@ impl Shared {
 
     /// Proposes a command, for a replica that believes to lead in a term.
     pub fn propose(&mut self, seat: Seat, term: u64, command: Command) -> ProposalId {
-        let proposal = self.fresh(seat.at);
+        let proposal = self.fresh(seat.at, &command);
         let entry = Entry { proposal, command: Arc::new(command) };
         if self.group(seat.group).propose(seat.at, term, entry) {
             self.emit(Pace::Round, Item::Replicated { group: seat.group, term, proposal });
@@ -140,8 +141,8 @@ impl Shared {
     }
 
     /// Begins to ask a majority whether a replica still leads.
-    pub fn barrier(&mut self, seat: Seat) -> u64 {
-        let barrier = self.fresh(seat.at);
+    pub fn barrier(&mut self, seat: Seat, what: &dyn fmt::Debug) -> u64 {
+        let barrier = self.fresh(seat.at, what);
         self.emit(Pace::Round, Item::Barrier { seat, barrier });
         barrier
     }

@@ -1,12 +1,15 @@
 //! All of it: servers, clients, and what happens to them, one item at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use troth_coordinator::command::{Command, Settings};
 use troth_coordinator::leader::Limits;
 use troth_protocol::message::Request;
 use troth_protocol::{ClusterId, GroupId, NodeId, Reject, ShardId};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::calls::{Ended, Owner};
 use super::client::Client;
@@ -45,6 +48,21 @@ struct Server {
     life: u64,
     offset_millis: i64,
     replicas: BTreeMap<GroupId, Replica>,
+    /// All of this as a number, once somebody has asked for it.
+    digest: OnceLock<u64>,
+}
+
+impl Server {
+    fn new(replicas: BTreeMap<GroupId, Replica>) -> Server {
+        Server { up: true, life: 1, offset_millis: 0, replicas, digest: OnceLock::new() }
+    }
+
+    fn digest(&self) -> u64 {
+        *self.digest.get_or_init(|| {
+            let Server { up, life, offset_millis, replicas, digest: _ } = self;
+            xxh3_64(format!("{up} {life} {offset_millis} {replicas:?}").as_bytes())
+        })
+    }
 }
 
 /// A cluster and its clients.
@@ -52,7 +70,8 @@ struct Server {
 pub struct World {
     /// What everybody reaches.
     pub shared: Shared,
-    servers: BTreeMap<Address, Server>,
+    /// Shared by all worlds in which they are the same.
+    servers: BTreeMap<Address, Arc<Server>>,
     /// The applications.
     pub clients: Vec<Client>,
     /// Who is not heard by whom.
@@ -79,11 +98,10 @@ impl World {
             let seat = Seat { at, group: GroupId::Coordinator, life: 1 };
             let replica = Coordinator::start(seat, settings, (0, disk.clone()));
             let replicas = BTreeMap::from([(seat.group, Replica::Coordinator(Box::new(replica)))]);
-            servers.insert(at, Server { up: true, life: 1, offset_millis: 0, replicas });
+            servers.insert(at, Server::new(replicas));
         }
         for at in nodes.iter().copied() {
-            let replicas = BTreeMap::new();
-            servers.insert(at, Server { up: true, life: 1, offset_millis: 0, replicas });
+            servers.insert(at, Server::new(BTreeMap::new()));
         }
         for number in 0..shape.shards {
             let (shard, group) = (ShardId(number), GroupId::Shard(ShardId(number)));
@@ -96,6 +114,7 @@ impl World {
             }
             shared.groups.insert(group, super::group::Group::new(members));
         }
+        let servers = servers.into_iter().map(|(at, server)| (at, Arc::new(server))).collect();
         World { shared, servers, clients, cuts: BTreeSet::new(), settings }
     }
 
@@ -104,6 +123,15 @@ impl World {
     /// All servers.
     pub fn servers(&self) -> impl Iterator<Item = Address> {
         self.servers.keys().copied()
+    }
+
+    /// Tells all that there is, so that equal worlds tell the same.
+    pub fn tell(&self, out: &mut impl fmt::Write) -> fmt::Result {
+        let World { shared, servers, clients, cuts, settings: _ } = self;
+        for server in servers.values() {
+            write!(out, "{:x} ", server.digest())?;
+        }
+        write!(out, "{shared:?} {clients:?} {cuts:?}")
     }
 
     /// Whether a process runs.
@@ -135,7 +163,7 @@ impl World {
     pub fn strays(&self, shard: ShardId) -> Vec<Address> {
         let group = GroupId::Shard(shard);
         let members = &self.shared.groups[&group].members;
-        let holds = |(_, server): &(&Address, &Server)| server.replicas.contains_key(&group);
+        let holds = |(_, server): &(&Address, &Arc<Server>)| server.replicas.contains_key(&group);
         let all = self.servers.iter().filter(holds).map(|(at, _)| *at);
         all.filter(|at| !members.contains(at)).collect()
     }
@@ -157,6 +185,11 @@ impl World {
         if let Some(client) = self.clients.iter().position(|client| !client.is_done()) {
             return Some(format!("client {client} is not done: {:?}", self.clients[client]));
         }
+        self.are_servers_at_rest()
+    }
+
+    /// What is not at rest among the servers, if anything.
+    pub fn are_servers_at_rest(&self) -> Option<String> {
         for (at, server) in &self.servers {
             for (group, replica) in &server.replicas {
                 let (settled, applied) = match replica {
@@ -280,7 +313,7 @@ impl World {
     }
 
     fn with(&mut self, seat: Seat, act: impl FnOnce(&mut Replica, &mut Shared)) {
-        let Some(server) = self.servers.get_mut(&seat.at) else { return };
+        let Some(server) = server(&mut self.servers, seat.at) else { return };
         if server.up
             && server.life == seat.life
             && let Some(replica) = server.replicas.get_mut(&seat.group)
@@ -305,7 +338,7 @@ impl World {
 
     fn ask(&mut self, to: Address, group: GroupId, asker: Asker, request: &Request, deadline: Duration) {
         let shared = &mut self.shared;
-        let Some(server) = self.servers.get_mut(&to).filter(|server| server.up) else {
+        let Some(server) = server(&mut self.servers, to).filter(|server| server.up) else {
             let broken = Item::Broken { call: asker.call, attempt: asker.attempt, unsent: true };
             return shared.emit(Pace::Network(to, asker.at), broken);
         };
@@ -357,7 +390,7 @@ impl World {
             Fault::Mend => self.cuts.clear(),
             Fault::Elect { group, to, survive } => self.elect(group, to, survive),
             Fault::Jump(at, millis) => {
-                let server = self.servers.get_mut(&at).expect("a server");
+                let server = server(&mut self.servers, at).expect("a server");
                 server.offset_millis = millis;
                 for replica in server.replicas.values_mut() {
                     if let Replica::Coordinator(replica) = replica {
@@ -369,11 +402,11 @@ impl World {
             Fault::Forget(shard, at) => {
                 let group = GroupId::Shard(shard);
                 if !self.shared.groups[&group].members.contains(&at) {
-                    self.servers.get_mut(&at).expect("a server").replicas.remove(&group);
+                    server(&mut self.servers, at).expect("a server").replicas.remove(&group);
                 }
             }
             Fault::Flush(at) => {
-                for replica in self.servers.get_mut(&at).expect("a server").replicas.values_mut() {
+                for replica in server(&mut self.servers, at).expect("a server").replicas.values_mut() {
                     match replica {
                         Replica::Coordinator(replica) => replica.flush(),
                         Replica::Shard(replica) => replica.flush(),
@@ -393,7 +426,7 @@ impl World {
     }
 
     fn crash(&mut self, at: Address) {
-        let server = self.servers.get_mut(&at).expect("a server");
+        let server = server(&mut self.servers, at).expect("a server");
         if !server.up {
             return;
         }
@@ -417,7 +450,7 @@ impl World {
 
     fn restart(&mut self, at: Address) {
         let settings = self.settings;
-        let server = self.servers.get_mut(&at).expect("a server");
+        let server = server(&mut self.servers, at).expect("a server");
         if server.up {
             return;
         }
@@ -471,7 +504,7 @@ impl World {
         let snapshot = source.snapshot();
         let seat = self.seat(to, group);
         let replica = Shard::start(seat, shard, snapshot);
-        let server = self.servers.get_mut(&to).expect("a server");
+        let server = server(&mut self.servers, to).expect("a server");
         server.replicas.insert(group, Replica::Shard(Box::new(replica)));
         let now = self.shared.group(group);
         now.members.retain(|member| *member != from);
@@ -486,6 +519,13 @@ impl World {
         }
         self.shared.emit(Pace::Network(leader, to), Item::Learn { seat, upto });
     }
+}
+
+/// A server, to be changed.
+fn server(servers: &mut BTreeMap<Address, Arc<Server>>, at: Address) -> Option<&mut Server> {
+    let server = Arc::make_mut(servers.get_mut(&at)?);
+    server.digest.take();
+    Some(server)
 }
 
 /// What a coordinator's log begins with: a cluster whose participants have made themselves known.
