@@ -8,7 +8,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # What the programs are made with: the command line, and sending spans to a collector.
 FEATURES := troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp
 
-.PHONY: help setup setup-tests build demo test mutation check fmt doc clean
+.PHONY: help setup setup-tests build demo test sim model mutation check fmt doc clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ demo: build ## bank transfers on real processes; servers are killed, come and go
 test: setup-tests ## all tests
 	cargo test --locked --workspace --features $(FEATURES)
 	scripts/mutation
+
+sim: setup ## simulate clusters from twenty thousand seeds
+	cargo run --release --locked -p troth-tests --bin sim -- --seeds 0..20000
+
+model: setup ## explore every order of everything in small cases
+	cargo run --release --locked -p troth-tests --bin model
 
 mutation: setup ## the tests of anomalies must fail when transactions are not checked
 	scripts/mutation

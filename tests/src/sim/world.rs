@@ -240,21 +240,16 @@ impl World {
             }
             Item::NextAttempt { call } => self.shared.attempt(call),
             Item::Replicated { group, term, proposal } => {
-                let led =
-                    self.shared.groups[&group].leader.filter(|leader| self.has_majority(group, *leader));
-                match led {
-                    Some(leader) => {
-                        if self.shared.group(group).replicated(term, proposal) {
-                            self.spread(group, leader);
-                        }
+                let leader = self.shared.groups[&group].leader;
+                let led = leader.filter(|leader| self.has_majority(group, *leader));
+                if let Some(leader) = led {
+                    if self.shared.group(group).replicated(term, proposal) {
+                        self.spread(group, leader);
                     }
-                    None if self.shared.groups[&group].leader.is_some() => {
-                        let again = Item::Replicated { group, term, proposal };
-                        self.shared.emit(Pace::After(HEARTBEAT), again);
-                    }
-                    // Its fate is open until the next election.
-                    None => {}
+                } else if leader.is_some() {
+                    self.shared.emit(Pace::After(HEARTBEAT), Item::Replicated { group, term, proposal });
                 }
+                // Without a leader its fate is open until the next election.
             }
             Item::Learn { seat, upto } => {
                 let group = &self.shared.groups[&seat.group];
