@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: clusters, patience, and conditions to wait for.
 
+pub mod disk;
 pub mod drill;
 pub mod model;
 pub mod page;
