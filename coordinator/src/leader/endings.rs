@@ -16,7 +16,7 @@ impl Leader {
                 Phase::Voting { ballot, .. } => ballot.participants().to_vec(),
                 Phase::Deciding(decision) => decision.participants.clone(),
                 Phase::AwaitingTime { .. }
-                | Phase::OnePhase { .. }
+                | Phase::OnePhase(_)
                 | Phase::Covering { .. }
                 | Phase::Refusing { .. }
                 | Phase::Asking { .. } => Vec::new(),

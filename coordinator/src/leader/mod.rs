@@ -112,9 +112,8 @@ enum Phase {
     AwaitingTime { participants: Vec<ParticipantId>, above: Timestamp },
     /// The decision is on its way into the log.
     Deciding(Decision),
-    /// A shard commits by itself, or is asked how that ended. If it is fenced off by being asked, this is
-    /// why.
-    OnePhase { cause: Cause },
+    /// This shard commits by itself, or is asked how that ended.
+    OnePhase(ShardId),
     /// A shard has committed at a moment that the ceiling does not cover yet.
     Covering { commit_ts: Timestamp },
     /// A fence is on its way into the log. If it stands, these shards are asked too.
@@ -356,21 +355,16 @@ impl Leader {
         if let Err(reject) = self.check(txn, &parts, state) {
             return self.reject(id, reject);
         }
-        let refused = match view.record(txn) {
-            Ok(Some(record @ Record::Committed { .. })) => return self.answer_record(id, record),
-            Ok(Some(Record::Refused)) => Some(Cause::Settled),
-            Ok(None) if self.refused.contains(txn) => Some(Cause::Settled),
-            Ok(None) if txn.start < self.oracle.last().minus(self.limits.age_max) => Some(Cause::TooOld),
-            Ok(None) => None,
+        match view.record(txn) {
+            Ok(None) => {}
+            Ok(Some(record)) => return self.answer_record(id, record),
             Err(error) => return self.reject(id, Reject::Internal { reason: error.to_string() }),
-        };
-        match refused {
-            None => {}
-            // It is not started any more. But its shard may have committed it, if this came twice.
-            Some(cause) if participants.len() == 1 => {
-                return self.ask(id, txn, &participants, cause, BTreeSet::new(), state, view);
-            }
-            Some(cause) => return self.answer_aborted(id, cause),
+        }
+        if self.refused.contains(txn) {
+            return self.answer_aborted(id, Cause::Settled);
+        }
+        if txn.start < self.oracle.last().minus(self.limits.age_max) {
+            return self.answer_aborted(id, Cause::TooOld);
         }
         let bytes = parts.iter().map(|part| part.work.bytes()).sum();
         let full = self.flights.len() >= self.limits.in_flight_max
@@ -435,9 +429,9 @@ impl Leader {
     ) -> Phase {
         let floor = self.oracle.last();
         if let [Part { participant: ParticipantId::Shard(shard), work }] = &mut parts[..] {
-            let commit = CommitOnePhase { txn, floor, work: std::mem::take(work) };
-            self.effects.push_back(Effect::CommitOnePhase { shard: *shard, commit, deadline });
-            return Phase::OnePhase { cause: Cause::Settled };
+            let (shard, commit) = (*shard, CommitOnePhase { txn, floor, work: std::mem::take(work) });
+            self.effects.push_back(Effect::CommitOnePhase { shard, commit, deadline });
+            return Phase::OnePhase(shard);
         }
         for part in parts {
             let shard = part.participant.shard().expect("checked to be a shard");

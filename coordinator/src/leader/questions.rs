@@ -95,7 +95,7 @@ impl Leader {
         let phase = if let [ParticipantId::Shard(shard)] = participants {
             // The shard is the one to ask; a fence there keeps it from committing later.
             self.effects.push_back(Effect::AskShard { shard: *shard, txn });
-            Phase::OnePhase { cause }
+            Phase::OnePhase(*shard)
         } else {
             match view.record(txn) {
                 Err(error) => return self.reject(id, Reject::Internal { reason: error.to_string() }),
@@ -145,19 +145,21 @@ impl Leader {
         let Some(flight) = self.flights.get_mut(&txn) else {
             return;
         };
+        if matches!(flight.phase, Phase::OnePhase(asked) if asked != shard) {
+            // It was asked when it was not known who took part, and had nothing to do with it.
+            return;
+        }
         self.admission.heard(txn, shard);
         match (&mut flight.phase, answer) {
             // Nobody waits, and whoever asks later asks the shard again.
-            (Phase::OnePhase { .. } | Phase::Asking { .. }, OnePhase::Unknown)
-                if flight.waiters.is_empty() =>
-            {
+            (Phase::OnePhase(_) | Phase::Asking { .. }, OnePhase::Unknown) if flight.waiters.is_empty() => {
                 self.drop_flight(txn);
             }
-            (Phase::OnePhase { .. } | Phase::Asking { .. }, OnePhase::Unknown) => {
+            (Phase::OnePhase(_) | Phase::Asking { .. }, OnePhase::Unknown) => {
                 self.effects.push_back(Effect::AskShard { shard, txn });
             }
             (
-                Phase::OnePhase { .. } | Phase::Asking { .. },
+                Phase::OnePhase(_) | Phase::Asking { .. },
                 OnePhase::Ended(Outcome::Committed { commit_ts }),
             ) => {
                 if self.oracle.observe(commit_ts) {
@@ -166,14 +168,10 @@ impl Leader {
                     flight.phase = Phase::Covering { commit_ts };
                 }
             }
-            (Phase::OnePhase { cause }, OnePhase::Ended(Outcome::Aborted { cause: Cause::Settled })) => {
-                let cause = cause.clone();
+            (Phase::OnePhase(_), OnePhase::Ended(Outcome::Aborted { cause })) => {
                 self.end(txn, Answer::Ended(Outcome::Aborted { cause }));
             }
-            (Phase::OnePhase { .. }, OnePhase::Ended(Outcome::Aborted { cause })) => {
-                self.end(txn, Answer::Ended(Outcome::Aborted { cause }));
-            }
-            (Phase::OnePhase { .. }, OnePhase::Expired) => self.end(txn, Answer::Expired),
+            (Phase::OnePhase(_), OnePhase::Expired) => self.end(txn, Answer::Expired),
             (Phase::Asking { cause, shards, expired }, said) => {
                 *expired |= said == OnePhase::Expired;
                 shards.remove(&shard);

@@ -516,6 +516,45 @@ fn a_shard_that_does_not_answer_is_asked_until_it_does() {
 }
 
 #[test]
+fn a_shard_that_had_nothing_to_do_with_a_transaction_does_not_say_how_it_ended() {
+    check(
+        "cluster shards=2
+         lead
+         apply
+         now
+         outcome #1 T1
+         apply
+         one T1 s1 committed@2
+         outcome #2 T1 s1
+         one T1 s0 aborted
+         one T1 s1 committed@2",
+        expect![[r#"
+            cluster shards=2
+                epoch 1
+            lead
+                epoch 3
+                collect from s0
+                collect from s1
+            apply
+            now
+                1
+            outcome #1 T1
+                propose that T1 never commits
+            apply
+                ask s0 about T1
+                ask s1 about T1
+            one T1 s1 committed@2
+                #1: committed at 2
+            outcome #2 T1 s1
+                ask s1 about T1
+            one T1 s0 aborted
+            one T1 s1 committed@2
+                #2: committed at 2
+        "#]],
+    );
+}
+
+#[test]
 fn a_stranger_asks_about_a_transaction_of_unknown_participants() {
     check(
         "cluster shards=2
@@ -526,7 +565,6 @@ fn a_stranger_asks_about_a_transaction_of_unknown_participants() {
          one T1 s0 aborted
          one T1 s1 aborted
          commit #2 T1 epoch=1 s0
-         one T1 s0 aborted
          now
          outcome #3 T2
          apply
@@ -553,8 +591,6 @@ fn a_stranger_asks_about_a_transaction_of_unknown_participants() {
             one T1 s1 aborted
                 #1: aborted: its outcome was asked for before it was decided
             commit #2 T1 epoch=1 s0
-                ask s0 about T1
-            one T1 s0 aborted
                 #2: aborted: its outcome was asked for before it was decided
             now
                 2
