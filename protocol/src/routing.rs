@@ -90,6 +90,25 @@ impl RouteError {
         }
     }
 
+    /// Whether another attempt may bring what this one did not.
+    pub fn is_worth_another(&self) -> bool {
+        match self {
+            // It was only the deadline of the attempt.
+            RouteError::Rejected(Reject::Blocked { .. } | Reject::DeadlineExceeded) => true,
+            RouteError::Rejected(reject) => reject.is_retriable(),
+            RouteError::Call(CallError::TooLarge(_)) => false,
+            RouteError::Call(_) => true,
+            RouteError::NoMember(_) | RouteError::WrongAnswer => false,
+        }
+    }
+
+    /// Whether who may resend like this has to give up: it may have been carried out already; or there is
+    /// too much to do, and who waits with it holds up others.
+    pub fn ends(&self, resend: Resend) -> bool {
+        let overloaded = matches!(self, RouteError::Rejected(Reject::Overloaded { .. }));
+        resend == Resend::OnlyUnsent && (self.is_ambiguous() || overloaded)
+    }
+
     /// The refusal, if it was one.
     pub fn reject(&self) -> Option<&Reject> {
         match self {
@@ -232,17 +251,7 @@ impl Router {
                 }
                 Err(error) => RouteError::Call(error),
             };
-            let again = match &error {
-                // It was only the deadline of the attempt.
-                RouteError::Rejected(Reject::Blocked { .. } | Reject::DeadlineExceeded) => true,
-                RouteError::Rejected(reject) => reject.is_retriable(),
-                RouteError::Call(CallError::TooLarge(_)) => false,
-                RouteError::Call(_) => true,
-                RouteError::NoMember(_) | RouteError::WrongAnswer => false,
-            };
-            let overloaded = matches!(error, RouteError::Rejected(Reject::Overloaded { .. }));
-            let gives_up = resend == Resend::OnlyUnsent && (error.is_ambiguous() || overloaded);
-            if !again || gives_up {
+            if !error.is_worth_another() || error.ends(resend) {
                 return Err(error);
             }
             // One redirect needs no pause. Members that name each other do.
