@@ -20,6 +20,7 @@ use troth_protocol::message::{Request, coordinator};
 use troth_protocol::{GroupId, Key, KeyRange, ShardId};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::sim::calls::Call;
 use crate::sim::client::{Action as Act, Client, Plan};
 use crate::sim::faults::Fault;
 use crate::sim::world::{Shape, World};
@@ -45,8 +46,8 @@ pub struct Case {
     /// Clients have begun and read already when the exploration begins.
     from_commit: bool,
     budget: Budget,
-    /// What must be reached by some path; else the case explores nothing of interest.
-    reaches: Reaches,
+    /// Whether something is aborted on some path; else the case explores nothing of interest.
+    aborts: bool,
 }
 
 /// What may go wrong, and how often in one path.
@@ -66,12 +67,6 @@ struct Budget {
     early: u8,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Reaches {
-    abort: bool,
-    unknown: bool,
-}
-
 fn key(shard: u16) -> Key {
     let name = |number: u32| Key::copy_from(format!("k{number}").as_bytes());
     (0..).map(name).find(|key| key.shard(2) == ShardId(shard)).expect("keys do not end")
@@ -89,30 +84,26 @@ pub fn cases() -> Vec<Case> {
         clients: vec![vec![both(1)]],
         from_commit: true,
         budget,
-        reaches: Reaches { abort: true, unknown: false },
+        aborts: true,
     };
     let none = Budget::default();
-    let nothing = Reaches { abort: false, unknown: false };
     vec![
         Case {
             clients: vec![vec![blind(1)], vec![vec![Act::GetMany(vec![a(), b()])], vec![Act::Put(a(), 2)]]],
             from_commit: false,
-            reaches: nothing,
+            aborts: false,
             ..case("reader", "one writes two shards, another one reads both, then writes one", none)
         },
         case("lost", "one transaction on two shards; a message is lost", Budget { losses: 1, ..none }),
         Case {
-            reaches: nothing,
+            aborts: false,
             ..case(
                 "double",
                 "one transaction on two shards; a message comes twice",
                 Budget { doubles: 1, ..none },
             )
         },
-        Case {
-            reaches: Reaches { abort: true, unknown: true },
-            ..case("early", "one transaction on two shards; a timer comes early", Budget { early: 1, ..none })
-        },
+        case("early", "one transaction on two shards; a timer comes early", Budget { early: 1, ..none }),
         case(
             "crash",
             "one transaction on two shards; any server dies and comes back",
@@ -134,7 +125,7 @@ pub fn cases() -> Vec<Case> {
                 vec![vec![Act::Scan(KeyRange::new(a(), Some(Key::copy_from(b"z")))), Act::Get(a())]],
             ],
             from_commit: false,
-            reaches: nothing,
+            aborts: false,
             ..case(
                 "shard-deposed",
                 "a shard is deposed while it lives; one writes, one reads",
@@ -407,11 +398,12 @@ impl Model for Explorer {
                 continue;
             }
             actions.push(Step::Happens(name.clone()));
-            if matches!(item, Item::Ask { .. } | Item::Answer { .. }) {
+            if let Item::Ask { call, .. } | Item::Answer { call, .. } = item {
+                let calls = &state.world.shared.calls;
                 if state.budget.losses > 0 {
                     actions.push(Step::IsLost(name.clone()));
                 }
-                if state.budget.doubles > 0 {
+                if state.budget.doubles > 0 && calls.get(call).is_some_and(Call::may_come_twice) {
                     actions.push(Step::ComesTwice(name.clone()));
                 }
             }
@@ -469,7 +461,7 @@ impl Model for Explorer {
             Step::ComesTwice(name) => {
                 state.budget.doubles -= 1;
                 let item = state.take(&name)?;
-                state.add(item.clone());
+                state.add(item.copied());
                 state.happen(item);
             }
             Step::ComesEarly(name) => {
@@ -508,14 +500,9 @@ impl Model for Explorer {
                 state.over && state.count(|counts| counts.ok) == txns as u64
             }),
         ];
-        if self.case.reaches.abort {
+        if self.case.aborts {
             properties.push(Property::sometimes("something is aborted", |_, state: &State| {
                 state.over && state.count(|counts| counts.failed) > 0
-            }));
-        }
-        if self.case.reaches.unknown {
-            properties.push(Property::sometimes("an end is unknown at first", |_, state: &State| {
-                state.over && state.count(|counts| counts.unknown) > 0
             }));
         }
         properties

@@ -1,11 +1,11 @@
 //! Puts in one deliberate bug after another, and says which layer found it, and after how long.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use stateright::{Checker, HasDiscoveries, Model};
-use troth_protocol::mutation::{Bug, ENVIRONMENT, switch};
+use troth_protocol::mutation::{Bug, switch};
 use troth_tests::model::{Explorer, cases};
 use troth_tests::sim::run::{Options, run};
 use troth_tests::sim::schedule::Tracing;
@@ -21,9 +21,6 @@ struct Arguments {
     /// Seconds that the model checker may take for each case.
     #[arg(long, default_value_t = 10)]
     model_seconds: u64,
-    /// Seconds that real processes under chaos may take, for what the others cannot find.
-    #[arg(long, default_value_t = 240)]
-    chaos_seconds: u64,
 }
 
 /// What the model checker looks at, the small cases.
@@ -33,8 +30,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let chosen =
         |bug: &Bug| arguments.bugs.is_empty() || arguments.bugs.iter().any(|name| name == bug.name());
-    println!("| bug | simulation | model checker | processes |");
-    println!("| --- | --- | --- | --- |");
+    println!("| bug | simulation | model checker |");
+    println!("| --- | --- | --- |");
     let mut missed = 0;
     // What goes wrong is told in the table.
     std::panic::set_hook(Box::new(|_| {}));
@@ -43,14 +40,9 @@ fn main() -> ExitCode {
         let simulated = simulated(arguments.seeds);
         let modelled = modelled(Duration::from_secs(arguments.model_seconds));
         switch(None);
-        let processes = if simulated.is_none() && modelled.is_none() {
-            chaos(bug, arguments.chaos_seconds)
-        } else {
-            None
-        };
-        missed += u32::from(simulated.is_none() && modelled.is_none() && processes.is_none());
+        missed += u32::from(simulated.is_none() && modelled.is_none());
         let cell = |found: Option<String>| found.unwrap_or_else(|| "–".into());
-        println!("| {} | {} | {} | {} |", bug.name(), cell(simulated), cell(modelled), cell(processes));
+        println!("| {} | {} | {} |", bug.name(), cell(simulated), cell(modelled));
     }
     if missed > 0 {
         eprintln!("{missed} deliberate bugs were not found");
@@ -92,16 +84,4 @@ fn modelled(limit: Duration) -> Option<String> {
 /// Whether something fails, or panics: an assertion of the product is a finding too.
 fn fails(attempt: impl FnOnce() -> bool) -> bool {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(attempt)).unwrap_or(true)
-}
-
-fn chaos(bug: Bug, seconds: u64) -> Option<String> {
-    let began = Instant::now();
-    let program = std::env::current_exe().ok()?.with_file_name("chaos");
-    let seconds = seconds.to_string();
-    let status = Command::new(program)
-        .args(["--workload", "append", "--nemesis", "kill", "--seed", "1", "--fast", "--seconds", &seconds])
-        .env(ENVIRONMENT, bug.name())
-        .status();
-    let found = status.is_ok_and(|status| status.code() == Some(1));
-    found.then(|| format!("chaos, {:.0} s", began.elapsed().as_secs_f64()))
 }

@@ -88,6 +88,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whether its request may arrive twice: routers send some again, and the transport carries each once. A
+    /// first submission of a commit arrives once or never; that is what lets a refusal of it be final.
+    pub fn may_come_twice(&self) -> bool {
+        self.resend == Resend::Idempotent
+    }
+
     /// Which attempt is under way.
     pub fn attempt(&self) -> u32 {
         self.attempt
@@ -206,18 +212,10 @@ impl Shared {
 
     fn failed(&mut self, id: CallId, error: RouteError) -> Option<Ended> {
         let call = self.calls.get_mut(&id)?;
-        let again = match &error {
-            RouteError::Rejected(Reject::Blocked { .. } | Reject::DeadlineExceeded) => true,
-            RouteError::Rejected(reject) => reject.is_retriable(),
-            RouteError::Call(CallError::TooLarge(_)) => false,
-            RouteError::Call(_) => true,
-            RouteError::NoMember(_) | RouteError::WrongAnswer => false,
-        };
-        let overloaded = matches!(error, RouteError::Rejected(Reject::Overloaded { .. }));
-        let gives_up = call.resend == Resend::OnlyUnsent && (error.is_ambiguous() || overloaded);
-        if !again || gives_up {
+        if !error.is_worth_another() || error.ends(call.resend) {
             return self.end(id, Err(error));
         }
+        let overloaded = matches!(error, RouteError::Rejected(Reject::Overloaded { .. }));
         let (key, to) = ((call.owner.address(), call.group), call.to);
         // An answer to this attempt comes too late from now on.
         call.attempt += 1;

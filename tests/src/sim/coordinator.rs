@@ -13,8 +13,9 @@ use troth_protocol::message::{self, shard};
 use troth_protocol::routing::{Resend, RouteError};
 use troth_protocol::{ClientId, Epoch, GroupId, ParticipantId, Reject, ShardId, TxnId};
 
-use super::calls::{Owner, Purpose, node_id};
-use super::group::{Command as Logged, ProposalId};
+use super::calls::{Owner, Purpose};
+use super::group::Command as Logged;
+use super::log::Log;
 use super::shared::{Asker, Shared};
 use super::store::CoordinatorDisk;
 use super::{Item, Later, Pace, Seat};
@@ -91,24 +92,13 @@ pub struct Coordinator {
     /// How far its wall clock is off.
     pub offset_millis: i64,
     settings: Settings,
-    term: Option<u64>,
-    /// The newest term that it has heard of.
-    heard: u64,
-    /// How far the log is committed, as far as it knows, and applied.
-    commit: u64,
-    applied: u64,
-    applying: bool,
+    log: Log<CoordinatorThen>,
     state: State,
     leader: Option<Leader>,
     disk: CoordinatorDisk,
     /// What a crash leaves.
     durable: (u64, CoordinatorDisk),
-    /// Its own first entry, on its way.
-    lead: Option<ProposalId>,
     requests: BTreeMap<RequestId, (Asker, TxnId)>,
-    barriers: BTreeMap<u64, CoordinatorThen>,
-    /// Barriers that are passed as soon as this much is applied.
-    passing: Vec<(u64, CoordinatorThen)>,
     todo: VecDeque<Effect>,
     performing: bool,
     wake_at: Option<Instant>,
@@ -122,19 +112,12 @@ impl Coordinator {
             seat,
             offset_millis: 0,
             settings,
-            term: None,
-            heard: 0,
-            commit: applied,
-            applied,
-            applying: false,
+            log: Log::new(seat, applied),
             state: disk.restore(),
             leader: None,
             disk,
             durable,
-            lead: None,
             requests: BTreeMap::new(),
-            barriers: BTreeMap::new(),
-            passing: Vec::new(),
             todo: VecDeque::new(),
             performing: false,
             wake_at: None,
@@ -153,27 +136,12 @@ impl Coordinator {
 
     /// What is on disk becomes durable.
     pub fn flush(&mut self) {
-        self.durable = (self.applied, self.disk.clone());
-    }
-
-    /// What is durable is what another one has.
-    pub fn install(&mut self, other: &Coordinator) {
-        self.durable = (other.applied, other.disk.clone());
+        self.durable = (self.log.applied(), self.disk.clone());
     }
 
     /// How far the log is applied.
     pub fn applied(&self) -> u64 {
-        self.applied
-    }
-
-    /// Its state.
-    pub fn state(&self) -> &State {
-        &self.state
-    }
-
-    /// Its leader's memory, while it leads.
-    pub fn leader(&self) -> Option<&Leader> {
-        self.leader.as_ref()
+        self.log.applied()
     }
 
     /// Whether nothing is left to do.
@@ -184,11 +152,6 @@ impl Coordinator {
 
     fn now(&self, shared: &Shared) -> Now {
         shared.now(self.offset_millis)
-    }
-
-    fn not_leader(&self, shared: &Shared) -> Reject {
-        let leader = shared.groups[&GroupId::Coordinator].leader.filter(|leader| *leader != self.seat.at);
-        Reject::NotLeader { leader: leader.map(node_id) }
     }
 
     // --- requests -------------------------------------------------------------------------------
@@ -216,32 +179,28 @@ impl Coordinator {
         if !then.claim().needs_barrier() {
             return self.proven(shared, then);
         }
-        if self.term.is_none() {
-            return shared.answer(self.seat.at, then.asker(), Err(self.not_leader(shared)));
+        if let Err(then) = self.log.ask_barrier(shared, then) {
+            self.refuse(shared, &then);
         }
-        let barrier = shared.barrier(self.seat, &then);
-        self.barriers.insert(barrier, then);
+    }
+
+    fn refuse(&self, shared: &mut Shared, then: &CoordinatorThen) {
+        shared.answer(self.seat.at, then.asker(), Err(self.log.not_leader(shared)));
     }
 
     /// A majority has answered.
-    pub fn barrier(&mut self, shared: &mut Shared, barrier: u64, leads: bool) {
-        let Some(then) = self.barriers.remove(&barrier) else { return };
-        let led = self.term.is_some_and(|term| shared.groups[&self.seat.group].is_led(self.seat.at, term));
-        if !leads || !led {
-            return shared.answer(self.seat.at, then.asker(), Err(self.not_leader(shared)));
-        }
-        let committed = shared.groups[&self.seat.group].committed();
-        if self.applied >= committed {
-            self.proven(shared, then);
-        } else {
-            self.passing.push((committed, then));
+    pub fn barrier(&mut self, shared: &mut Shared, barrier: u64, majority: bool) {
+        match self.log.barrier(shared, barrier, majority) {
+            Some(Ok(then)) => self.proven(shared, then),
+            Some(Err(then)) => self.refuse(shared, &then),
+            None => {}
         }
     }
 
     fn proven(&mut self, shared: &mut Shared, then: CoordinatorThen) {
         let now = self.now(shared);
         let Some(leader) = &mut self.leader else {
-            return shared.answer(self.seat.at, then.asker(), Err(self.not_leader(shared)));
+            return self.refuse(shared, &then);
         };
         match then {
             CoordinatorThen::Time { asker, count, begins } => {
@@ -328,8 +287,12 @@ impl Coordinator {
 
     /// What is due.
     pub fn wake(&mut self, shared: &mut Shared) {
-        self.wake_at = None;
         let now = self.now(shared);
+        // Another leader may have been woken by it.
+        if self.wake_at.is_none_or(|at| at > now.instant) {
+            return;
+        }
+        self.wake_at = None;
         if let Some(leader) = &mut self.leader {
             if leader.poll_timeout() <= now.instant {
                 leader.handle_timeout(now, &self.state);
@@ -502,69 +465,48 @@ impl Coordinator {
     // --- the log --------------------------------------------------------------------------------
 
     fn propose(&self, shared: &mut Shared, command: Command) {
-        if let Some(term) = self.term {
-            shared.propose(self.seat, term, Logged::Coordinator(command));
-        }
+        self.log.propose(shared, Logged::Coordinator(command));
     }
 
     /// Hears that it leads, or not any more.
     pub fn role(&mut self, shared: &mut Shared, term: u64, leads: bool) {
-        if term <= self.heard {
+        if !self.log.role(term, leads) {
             return;
         }
-        self.heard = term;
-        self.depose(shared);
+        self.forget_leading(shared);
+        for then in self.log.give_up() {
+            self.refuse(shared, &then);
+        }
         if leads {
-            self.term = Some(term);
             let coordinators = self.state.catalog().map(|catalog| catalog.map.coordinators.clone());
-            let lead =
-                Command::Lead { coordinators: coordinators.unwrap_or_default(), settings: self.settings };
-            self.lead = Some(shared.propose(self.seat, term, Logged::Coordinator(lead)));
+            let coordinators = coordinators.unwrap_or_default();
+            let lead = Command::Lead { coordinators, settings: self.settings };
+            self.log.take_lead(shared, Logged::Coordinator(lead));
         }
     }
 
-    fn depose(&mut self, shared: &mut Shared) {
-        self.term = None;
-        self.lead = None;
+    fn forget_leading(&mut self, shared: &mut Shared) {
         self.leader = None;
         self.todo.clear();
         for (asker, _) in std::mem::take(&mut self.requests).into_values() {
             shared.answer(self.seat.at, asker, Err(Reject::Deposed));
         }
-        let waiting = std::mem::take(&mut self.barriers).into_values();
-        for then in waiting.chain(std::mem::take(&mut self.passing).into_iter().map(|(_, then)| then)) {
-            shared.answer(self.seat.at, then.asker(), Err(self.not_leader(shared)));
-        }
     }
 
     /// Hears how far the log is committed.
     pub fn learn(&mut self, shared: &mut Shared, upto: u64) {
-        self.commit = self.commit.max(upto);
-        self.apply_on(shared);
-    }
-
-    fn apply_on(&mut self, shared: &mut Shared) {
-        if self.applied < self.commit && !self.applying {
-            self.applying = true;
-            shared.emit(Pace::Local, Item::Apply { seat: self.seat });
-        }
+        self.log.learn(shared, upto);
     }
 
     /// Applies the next entry.
     pub fn apply(&mut self, shared: &mut Shared) {
-        self.applying = false;
-        let index = self.applied + 1;
-        let Some(entry) = shared.groups[&self.seat.group].entry(index).cloned() else { return };
+        let Some((index, entry)) = self.log.next(shared) else { return };
         let Logged::Coordinator(command) = &*entry.command else {
             unreachable!("the coordinators' log holds their commands");
         };
         if let Command::Lead { .. } = command {
             // Whoever led before in this process does not any more.
-            self.leader = None;
-            self.todo.clear();
-            for (asker, _) in std::mem::take(&mut self.requests).into_values() {
-                shared.answer(self.seat.at, asker, Err(Reject::Deposed));
-            }
+            self.forget_leading(shared);
         }
         let mut mutations = Vec::new();
         let output = self
@@ -573,7 +515,7 @@ impl Coordinator {
             .expect("a modelled disk is readable");
         shared.ghost.coordinator_applied(index, command, &output);
         self.disk.write(mutations, &self.state);
-        self.applied = index;
+        self.log.applied_next();
         match (&output, command) {
             (Output::Verdicts(verdicts), Command::Decide { decisions, .. }) => {
                 let txns = decisions.iter().map(|decision| decision.txn);
@@ -587,9 +529,8 @@ impl Coordinator {
             (_, Command::Ceiling { .. }) => {
                 self.handle(shared, Event::Ceiling(self.state.marks().ceiling));
             }
-            (Output::Leads(epoch), Command::Lead { .. }) if self.lead == Some(entry.proposal) => {
+            (Output::Leads(epoch), Command::Lead { .. }) if self.log.is_lead(&entry) => {
                 let now = self.now(shared);
-                self.lead = None;
                 let rules = Rules { replace_after: Duration::from_secs(1 << 30), ..Rules::default() };
                 self.leader = Some(Leader::new(*epoch, shared.limits, rules, now, &self.state));
                 self.wake_at = None;
@@ -597,14 +538,9 @@ impl Coordinator {
             }
             _ => {}
         }
-        let (passed, passing) =
-            std::mem::take(&mut self.passing).into_iter().partition(|(at, _)| *at <= self.applied);
-        self.passing = passing;
-        let passed: Vec<(u64, CoordinatorThen)> = passed;
-        for (_, then) in passed {
+        for then in self.log.go_on(shared) {
             self.proven(shared, then);
         }
-        self.apply_on(shared);
     }
 }
 

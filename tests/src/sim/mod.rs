@@ -3,7 +3,7 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | [`group`], [`store`] | the replicated log and the disks, modelled |
+//! | [`group`], [`log`], [`store`] | the replicated log, how one replica sees it, and the disks, modelled |
 //! | [`shared`], [`calls`] | what everybody in the world reaches: messages, calls, identities, the ghost |
 //! | [`coordinator`], [`shard`], [`client`] | those who live in it: the production code and what carries it out |
 //! | [`world`] | all of it; whatever happens is an [`Item`] |
@@ -21,6 +21,7 @@ pub mod coordinator;
 pub mod faults;
 pub mod ghost;
 pub mod group;
+pub mod log;
 pub mod run;
 pub mod schedule;
 pub mod shard;
@@ -239,6 +240,18 @@ pub enum Item {
     },
     /// Something breaks, or is mended.
     Fault(faults::Fault),
+}
+
+impl Item {
+    /// The same message once more. Who asked hears no answer to the second copy: the transport gives each
+    /// request one answer, and a refusal of a copy says nothing about the other one.
+    pub fn copied(&self) -> Item {
+        let mut copy = self.clone();
+        if let Item::Ask { attempt, .. } = &mut copy {
+            *attempt = u32::MAX;
+        }
+        copy
+    }
 }
 
 /// What a coordinator does a little later.

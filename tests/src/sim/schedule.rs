@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
-use rand::{Rng, RngExt, SeedableRng};
-use troth_protocol::{GroupId, ShardId, Timestamp};
+use rand::{RngExt, SeedableRng};
+use troth_protocol::{GroupId, ShardId};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::faults::{Fault, Kind};
@@ -150,11 +150,6 @@ impl Schedule {
         self.words.as_deref().unwrap_or_default()
     }
 
-    /// A number from the seed.
-    pub fn rng(&mut self) -> &mut impl Rng {
-        &mut self.rng
-    }
-
     /// The time since the beginning.
     pub fn time(&self) -> Duration {
         self.world.shared.time
@@ -220,13 +215,14 @@ impl Schedule {
             }
             return false;
         }
-        if self.rng.random_bool(self.weather.double) {
+        let once = self.world.shared.calls.get(&call).is_none_or(|call| !call.may_come_twice());
+        if self.rng.random_bool(self.weather.double) && !once {
             let after = if self.rng.random_bool(0.5) {
                 self.between(50, 5_000)
             } else {
                 self.between(5_000, 8_000_000)
             };
-            self.plan(after, What::Item(item.clone()));
+            self.plan(after, What::Item(item.copied()));
         }
         true
     }
@@ -426,11 +422,6 @@ impl Schedule {
         self.say("everything is mended");
         self.collect();
     }
-
-    /// The last moment at which anything was read or written.
-    pub fn newest(&self) -> Timestamp {
-        self.world.shared.ghost.newest()
-    }
 }
 
 /// The process at which something happens.
@@ -449,7 +440,7 @@ fn target(item: &Item) -> Option<Address> {
         | Item::Look { seat, .. }
         | Item::ReadOver { seat, .. }
         | Item::AskTime { seat, .. } => Some(seat.at),
-        // Barriers, rounds and the clock of a call go on while its process stands still.
+        // Rounds and the clock of a call go on while its process stands still.
         Item::Broken { .. }
         | Item::AttemptOver { .. }
         | Item::NextAttempt { .. }

@@ -13,8 +13,9 @@ use troth_protocol::message::{self};
 use troth_protocol::routing::{Resend, RouteError};
 use troth_protocol::{GroupId, Reject, ShardId, Timestamp, TxnId};
 
-use super::calls::{Owner, Purpose, node_id};
+use super::calls::{Owner, Purpose};
 use super::group::{Command as Logged, ProposalId};
+use super::log::Log;
 use super::shared::{Asker, Shared};
 use super::store::ShardDisk;
 use super::{Item, Pace, Seat};
@@ -52,23 +53,13 @@ enum Then {
 pub struct Shard {
     seat: Seat,
     shard: ShardId,
-    term: Option<u64>,
-    /// The newest term that it has heard of.
-    heard: u64,
-    commit: u64,
-    applied: u64,
-    applying: bool,
+    log: Log<Then>,
     state: State,
     leader: Option<Leader>,
     disk: ShardDisk,
     /// What a crash leaves.
     durable: (u64, ShardDisk),
-    /// Its own first entry, on its way.
-    lead: Option<ProposalId>,
     proposals: BTreeMap<ProposalId, (Caller, Rest)>,
-    barriers: BTreeMap<u64, Then>,
-    /// Barriers that are passed as soon as this much is applied.
-    passing: Vec<(u64, Then)>,
     /// Reads that wait for a transaction to end.
     readers: BTreeMap<u64, Reading>,
     /// Reads that may look.
@@ -85,19 +76,12 @@ impl Shard {
         Shard {
             seat,
             shard,
-            term: None,
-            heard: 0,
-            commit: applied,
-            applied,
-            applying: false,
+            log: Log::new(seat, applied),
             state: disk.restore(),
             leader: None,
             disk,
             durable,
-            lead: None,
             proposals: BTreeMap::new(),
-            barriers: BTreeMap::new(),
-            passing: Vec::new(),
             readers: BTreeMap::new(),
             looking: BTreeMap::new(),
             todo: VecDeque::new(),
@@ -118,22 +102,17 @@ impl Shard {
 
     /// What a snapshot of it holds, and how far the log is applied.
     pub fn snapshot(&self) -> (u64, ShardDisk) {
-        (self.applied, self.disk.snapshot(self.shard))
+        (self.log.applied(), self.disk.snapshot(self.shard))
     }
 
     /// What is on disk becomes durable.
     pub fn flush(&mut self) {
-        self.durable = (self.applied, self.disk.clone());
+        self.durable = (self.log.applied(), self.disk.clone());
     }
 
     /// How far the log is applied.
     pub fn applied(&self) -> u64 {
-        self.applied
-    }
-
-    /// Its state.
-    pub fn state(&self) -> &State {
-        &self.state
+        self.log.applied()
     }
 
     /// Its leader's memory, while it leads and serves.
@@ -144,11 +123,6 @@ impl Shard {
     /// Whether nothing is left to do.
     pub fn is_settled(&self) -> bool {
         self.state.prepared().is_empty() && self.readers.is_empty() && self.todo.is_empty()
-    }
-
-    fn not_leader(&self, shared: &Shared) -> Reject {
-        let leader = shared.groups[&self.seat.group].leader.filter(|leader| *leader != self.seat.at);
-        Reject::NotLeader { leader: leader.map(node_id) }
     }
 
     fn answer(&mut self, shared: &mut Shared, caller: Caller, answer: Result<Response, Reject>) {
@@ -177,19 +151,20 @@ impl Shard {
 
     fn request(&mut self, shared: &mut Shared, caller: Caller, request: Request) {
         let Some(leader) = &mut self.leader else {
-            let reject = self.not_leader(shared);
+            let reject = self.log.not_leader(shared);
             return self.answer(shared, caller, Err(reject));
         };
         match leader.open(&self.state, &self.disk, request) {
             Ok(Need::Nothing(response)) => self.answer(shared, caller, Ok(response)),
             Ok(Need::Barrier(rest)) => {
                 let then = Then::Close(caller, rest);
-                let barrier = shared.barrier(self.seat, &then);
-                self.barriers.insert(barrier, then);
+                if let Err(then) = self.log.ask_barrier(shared, then) {
+                    self.refuse(shared, then);
+                }
             }
             Ok(Need::Entry(command, rest)) => {
-                let term = self.term.expect("who serves leads");
-                let proposal = shared.propose(self.seat, term, Logged::Shard(command));
+                let proposal = self.log.propose(shared, Logged::Shard(command));
+                let proposal = proposal.expect("who serves believes to lead");
                 self.proposals.insert(proposal, (caller, rest));
             }
             Ok(Need::Read(_)) => unreachable!("reads have their own way"),
@@ -202,32 +177,22 @@ impl Shard {
         if !reads_need_barrier() {
             return self.proven(shared, Then::Read(reading, deadline));
         }
-        if self.term.is_none() {
-            let reject = self.not_leader(shared);
-            return self.answer(shared, Caller::Asker(reading.asker), Err(reject));
+        if let Err(then) = self.log.ask_barrier(shared, Then::Read(reading, deadline)) {
+            self.refuse(shared, then);
         }
-        let then = Then::Read(reading, deadline);
-        let barrier = shared.barrier(self.seat, &then);
-        self.barriers.insert(barrier, then);
     }
 
     /// A majority has answered.
-    pub fn barrier(&mut self, shared: &mut Shared, barrier: u64, leads: bool) {
-        let Some(then) = self.barriers.remove(&barrier) else { return };
-        let led = self.term.is_some_and(|term| shared.groups[&self.seat.group].is_led(self.seat.at, term));
-        if !leads || !led {
-            return self.refuse(shared, then);
-        }
-        let committed = shared.groups[&self.seat.group].committed();
-        if self.applied >= committed {
-            self.proven(shared, then);
-        } else {
-            self.passing.push((committed, then));
+    pub fn barrier(&mut self, shared: &mut Shared, barrier: u64, majority: bool) {
+        match self.log.barrier(shared, barrier, majority) {
+            Some(Ok(then)) => self.proven(shared, then),
+            Some(Err(then)) => self.refuse(shared, then),
+            None => {}
         }
     }
 
     fn refuse(&mut self, shared: &mut Shared, then: Then) {
-        let reject = self.not_leader(shared);
+        let reject = self.log.not_leader(shared);
         match then {
             Then::Close(caller, _) => self.answer(shared, caller, Err(reject)),
             Then::Read(reading, _) => self.answer(shared, Caller::Asker(reading.asker), Err(reject)),
@@ -295,8 +260,12 @@ impl Shard {
 
     /// What is due.
     pub fn wake(&mut self, shared: &mut Shared) {
-        self.wake_at = None;
         let now = shared.instant(shared.time);
+        // Another leader may have been woken by it.
+        if self.wake_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.wake_at = None;
         if let Some(leader) = &mut self.leader {
             if leader.poll_timeout().is_some_and(|due| due <= now) {
                 leader.handle_timeout(now);
@@ -383,7 +352,7 @@ impl Shard {
             }
             (Purpose::Resolve(txns), _) => self.handle(shared, Event::NotResolved { txns }),
             (Purpose::FreshTime(lead), Some(coordinator::Response::Timestamps { first, .. })) => {
-                if self.term.is_some() && self.state.marks().lead == lead && self.leader.is_none() {
+                if self.log.believes_to_lead() && self.state.marks().lead == lead && self.leader.is_none() {
                     let now = shared.instant(shared.time);
                     self.leader = Some(Leader::new(lead, first, now, &self.state));
                     self.wake_at = None;
@@ -400,7 +369,7 @@ impl Shard {
 
     /// Asks the time, as a new leader.
     pub fn ask_time(&mut self, shared: &mut Shared, lead: u64) {
-        if self.term.is_some() && self.state.marks().lead == lead && self.leader.is_none() {
+        if self.log.believes_to_lead() && self.state.marks().lead == lead && self.leader.is_none() {
             let request = coordinator::Request::Timestamps { count: 1, begins: None };
             self.call(shared, request, Purpose::FreshTime(lead));
         }
@@ -408,9 +377,9 @@ impl Shard {
 
     /// Gives up old versions and outcomes, if it leads.
     pub fn retire(&mut self, shared: &mut Shared, safe_point: Timestamp, outcomes_before: Timestamp) {
-        if let (Some(term), Some(_)) = (self.term, &self.leader) {
+        if self.leader.is_some() {
             let command = Command::Retire { safe_point, outcomes_before };
-            shared.propose(self.seat, term, Logged::Shard(command));
+            self.log.propose(shared, Logged::Shard(command));
         }
     }
 
@@ -418,57 +387,38 @@ impl Shard {
 
     /// Hears that it leads, or not any more.
     pub fn role(&mut self, shared: &mut Shared, term: u64, leads: bool) {
-        if term <= self.heard {
+        if !self.log.role(term, leads) {
             return;
         }
-        self.heard = term;
-        self.depose(shared);
-        if leads {
-            self.term = Some(term);
-            self.lead = Some(shared.propose(self.seat, term, Logged::Shard(Command::Lead)));
-        }
-    }
-
-    fn depose(&mut self, shared: &mut Shared) {
-        self.term = None;
-        self.lead = None;
         self.leader = None;
         self.todo.clear();
         for (caller, _) in std::mem::take(&mut self.proposals).into_values() {
             self.answer(shared, caller, Err(Reject::Deposed));
         }
         self.refuse_readers(shared);
-        let waiting = std::mem::take(&mut self.barriers).into_values();
-        for then in waiting.chain(std::mem::take(&mut self.passing).into_iter().map(|(_, then)| then)) {
+        for then in self.log.give_up() {
             self.refuse(shared, then);
+        }
+        if leads {
+            self.log.take_lead(shared, Logged::Shard(Command::Lead));
         }
     }
 
     fn refuse_readers(&mut self, shared: &mut Shared) {
         for reading in std::mem::take(&mut self.readers).into_values() {
-            let reject = self.not_leader(shared);
+            let reject = self.log.not_leader(shared);
             self.answer(shared, Caller::Asker(reading.asker), Err(reject));
         }
     }
 
     /// Hears how far the log is committed.
     pub fn learn(&mut self, shared: &mut Shared, upto: u64) {
-        self.commit = self.commit.max(upto);
-        self.apply_on(shared);
-    }
-
-    fn apply_on(&mut self, shared: &mut Shared) {
-        if self.applied < self.commit && !self.applying {
-            self.applying = true;
-            shared.emit(Pace::Local, Item::Apply { seat: self.seat });
-        }
+        self.log.learn(shared, upto);
     }
 
     /// Applies the next entry.
     pub fn apply(&mut self, shared: &mut Shared) {
-        self.applying = false;
-        let index = self.applied + 1;
-        let Some(entry) = shared.groups[&self.seat.group].entry(index).cloned() else { return };
+        let Some((index, entry)) = self.log.next(shared) else { return };
         let Logged::Shard(command) = &*entry.command else {
             unreachable!("a shard's log holds a shard's commands");
         };
@@ -500,10 +450,9 @@ impl Shard {
             }
         }
         self.disk.write(mutations, &self.state);
-        self.applied = index;
+        self.log.applied_next();
         self.handle(shared, Event::Applied { prepared, ended });
-        if self.lead == Some(entry.proposal) {
-            self.lead = None;
+        if self.log.is_lead(&entry) {
             self.ask_time(shared, index);
         }
         if let Some((caller, rest)) = self.proposals.remove(&entry.proposal) {
@@ -511,13 +460,8 @@ impl Shard {
             let answer = requests::close(rest, Some(output), &self.state, self.leader.as_ref());
             self.answer(shared, caller, answer);
         }
-        let passing = std::mem::take(&mut self.passing);
-        let (passed, passing): (Vec<_>, Vec<_>) =
-            passing.into_iter().partition(|(at, _)| *at <= self.applied);
-        self.passing = passing;
-        for (_, then) in passed {
+        for then in self.log.go_on(shared) {
             self.proven(shared, then);
         }
-        self.apply_on(shared);
     }
 }

@@ -207,11 +207,6 @@ impl World {
         None
     }
 
-    /// The largest difference between the logs and what is applied, for reports.
-    pub fn entries(&self) -> u64 {
-        self.shared.groups.values().map(super::group::Group::committed).sum()
-    }
-
     // --- happening ------------------------------------------------------------------------------
 
     /// Lets an item happen.
