@@ -1,12 +1,15 @@
 # Troth. `make demo` shows it, `make test` proves it; each installs what it lacks.
 
 SHELL := /bin/bash
+comma := ,
 CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/troth/target
 export CARGO_TARGET_DIR
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 # What the programs are made with: the command line, and sending spans to a collector.
 FEATURES := troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp
+# Tests mount file systems too, if they may.
+TEST_FEATURES := $(FEATURES)$(if $(filter 0,$(shell id -u)),$(comma)troth-tests/root)
 
 .PHONY: help setup setup-tests build demo test sim model mutation check fmt doc clean
 
@@ -26,7 +29,7 @@ demo: build ## bank transfers on real processes; servers are killed, come and go
 	target/release/troth demo
 
 test: setup-tests ## all tests
-	cargo test --locked --workspace --features $(FEATURES)
+	cargo test --locked --workspace --features $(TEST_FEATURES)
 	scripts/mutation
 
 sim: setup ## simulate clusters from twenty thousand seeds
