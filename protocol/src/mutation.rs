@@ -1,7 +1,7 @@
 //! Deliberate bugs, for the proof that the tests find bugs.
 //!
 //! They are compiled in with the feature `mutations` only, and at most one is on: the one that the
-//! environment variable `TROTH_MUTATION` names when it is first asked, or that [`switch`] has chosen.
+//! environment variable `TROTH_MUTATION` names when it is first asked, or that `switch` has chosen.
 //! Without the feature, [`on`] is a constant, and nothing of them is left in a program.
 
 /// A bug that somebody could have made. Each breaks one promise of the protocol.

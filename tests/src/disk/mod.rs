@@ -14,15 +14,15 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | [`tree`] | names and attributes, and the operations that change them |
-//! | [`body`] | the bytes of one file: durable ones, and dirty pages over them |
-//! | [`store`] | the folder |
-//! | [`state`] | all of these together, and the journal |
-//! | [`faults`] | what fails, and how often it did |
-//! | [`shared`] | what a process asks for, with faults |
-//! | [`serve`] | the same in the words of the kernel |
-//! | [`later`] | what takes longer than it would |
-//! | [`mount`] | mounting, unmounting, and what a killed process leaves |
+//! | `tree` | names and attributes, and the operations that change them |
+//! | `body` | the bytes of one file: durable ones, and dirty pages over them |
+//! | `store` | the folder |
+//! | `state` | all of these together, and the journal |
+//! | `faults` | what fails, and how often it did |
+//! | `shared` | what a process asks for, with faults |
+//! | `serve` | the same in the words of the kernel |
+//! | `later` | what takes longer than it would |
+//! | `mount` | mounting, unmounting, and what a killed process leaves |
 //!
 //! # What is durable
 //! * A sync of a file makes its bytes and its size durable. So does each write to a file opened with `O_SYNC`
