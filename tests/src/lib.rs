@@ -92,9 +92,10 @@ pub fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--locked", "-p", "troth-coordinator", "-p", "troth-participant"]);
+        // All of the workspace, as cargo leaves out a program of one package whose features are named like
+        // this, without a word.
         let features = "troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp";
-        cargo.args(["-p", "troth-sdk", "--features", features, "--bins"]);
+        cargo.args(["build", "--quiet", "--locked", "--workspace", "--bins", "--features", features]);
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
