@@ -1,7 +1,9 @@
 //! What the end-to-end tests share: clusters, patience, and conditions to wait for.
 
+pub mod checker;
 pub mod disk;
 pub mod drill;
+pub mod history;
 pub mod model;
 pub mod page;
 pub mod proxy;
