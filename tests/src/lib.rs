@@ -5,8 +5,8 @@ pub mod disk;
 pub mod drill;
 pub mod history;
 pub mod model;
+pub mod network;
 pub mod page;
-pub mod proxy;
 pub mod sim;
 pub mod witness;
 

@@ -12,7 +12,7 @@ use troth_sdk::harness::processes::{Process, Processes, Shape};
 use troth_sdk::operator::{MoveStage, Moving, NodeChange, Overview};
 use troth_sdk::{Commit, Key};
 use troth_tests::drill::{Drill, Server};
-use troth_tests::proxy::Proxy;
+use troth_tests::network::Network;
 use troth_tests::witness::Witness;
 use troth_tests::{PATIENCE, eventually, in_time};
 
@@ -251,10 +251,11 @@ async fn everybody_is_killed_in_the_middle_of_a_move() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_sends_and_who_receives_are_cut_off_from_each_other_and_healed() {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut proxies: Vec<(SocketAddr, Proxy)> = Vec::new();
+    let network = Network::new();
+    let mut addresses: Vec<SocketAddr> = Vec::new();
     let mut drill = Drill::start_with(folder.path(), THREE, async |cluster: &mut Processes| {
         for process in &cluster.participants {
-            proxies.push(behind_a_proxy(process).await);
+            addresses.push(behind_a_proxy(&network, process).await);
         }
     })
     .await;
@@ -266,30 +267,25 @@ async fn who_sends_and_who_receives_are_cut_off_from_each_other_and_healed() {
         drill.hold_at(*source, FaultPoint::SnapshotParts, 4).await;
     }
     let newcomer = drill.cluster.add_participant().expect("laid out");
-    proxies.push(behind_a_proxy(newcomer).await);
+    addresses.push(behind_a_proxy(&network, newcomer).await);
     newcomer.start().expect("started");
     drill.admit(4).await;
     let Server::Participant(source) = until_one_is_held(&drill, &sources, FaultPoint::SnapshotParts).await
     else {
         unreachable!("only participants send shards")
     };
-    let (source_at, target_at) = (source as usize - 1, 3);
-    let (source_address, target_address) = (proxies[source_at].0, proxies[target_at].0);
-    proxies[source_at].1.cut(target_address);
-    proxies[target_at].1.cut(source_address);
+    let cut = network.cut(addresses[source as usize - 1], addresses[3]);
     for source in &sources {
         drill.release(*source).await;
     }
     eventually("their connections have died, and new ones are not made", async || {
-        proxies[target_at].1.refused() > 0 || proxies[source_at].1.refused() > 0
+        network.traffic().refused > 0
     })
     .await;
     witness.until_it_goes_on().await;
     let overview = in_time(drill.operator.overview()).await.expect("a coordinator leads");
     assert!(!overview.map.moves.is_empty(), "what is cut off cannot arrive");
-    for (_, proxy) in &proxies {
-        proxy.heal();
-    }
+    drop(cut);
     let placed = drill.until_placed().await;
     assert!(held_by(&placed, 4) > 0);
     until_tidy(&drill).await;
@@ -299,13 +295,13 @@ async fn who_sends_and_who_receives_are_cut_off_from_each_other_and_healed() {
 }
 
 /// Puts a proxy in front of a participant that is not started yet: others find it there.
-async fn behind_a_proxy(process: &Process) -> (SocketAddr, Proxy) {
+async fn behind_a_proxy(network: &Network, process: &Process) -> SocketAddr {
     let text = fs::read_to_string(process.config()).expect("a configuration");
     let listen = text.lines().find_map(|line| line.strip_prefix("listen = ")).expect("it listens");
     let listen: SocketAddr = listen.trim_matches('"').parse().expect("an address");
-    let proxy = Proxy::start(listen).await;
-    configure(process, &format!("advertise = \"{}\"", proxy.address()), "");
-    (listen, proxy)
+    let front = network.serve(listen).await;
+    configure(process, &format!("advertise = \"{front}\""), "");
+    listen
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
