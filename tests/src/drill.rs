@@ -1,5 +1,6 @@
 //! Bringing a cluster to an exact instant, and seeing what becomes of it.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,12 +19,31 @@ use crate::{PATIENCE, connect, eventually, logging, programs, until_nothing_is_h
 pub const THREE: Shape = Shape { coordinators: 3, nodes: 3, replicas: 3, shards: 6 };
 
 /// A server, by its number from 1.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Server {
     /// A coordinator.
     Coordinator(u64),
     /// A participant.
     Participant(u64),
+}
+
+impl Server {
+    /// Its process.
+    pub fn process(self, cluster: &mut Processes) -> &mut Process {
+        match self {
+            Server::Coordinator(id) => &mut cluster.coordinators[id as usize - 1],
+            Server::Participant(id) => &mut cluster.participants[id as usize - 1],
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Server::Coordinator(id) => write!(f, "coordinator-{id}"),
+            Server::Participant(id) => write!(f, "participant-{id}"),
+        }
+    }
 }
 
 /// A cluster of real processes, with an application and an operator.
@@ -106,10 +126,7 @@ impl Drill {
 
     /// The process of a server.
     pub fn process(&mut self, server: Server) -> &mut Process {
-        match server {
-            Server::Coordinator(id) => &mut self.cluster.coordinators[id as usize - 1],
-            Server::Participant(id) => &mut self.cluster.participants[id as usize - 1],
-        }
+        server.process(&mut self.cluster)
     }
 
     /// The coordinator that leads, once one does; the newest, if an older one has not noticed yet.

@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: clusters, patience, and conditions to wait for.
 
+pub mod chaos;
 pub mod checker;
 pub mod disk;
 pub mod drill;

@@ -3,6 +3,7 @@
 //! Processes end with the [`Processes`] that started them, and also if this process is killed: they
 //! watch a pipe to it.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::net::{TcpListener, UdpSocket};
@@ -65,6 +66,7 @@ pub struct Process {
     program: PathBuf,
     config: PathBuf,
     log: PathBuf,
+    env: Vec<(String, OsString)>,
     child: Option<Child>,
 }
 
@@ -77,12 +79,17 @@ impl Process {
         let name = format!("{role}-{id}");
         let config = folder.join(format!("{name}.toml"));
         let log = folder.join("logs").join(format!("{name}.log"));
-        Ok(Process { name, program, config, log, child: None })
+        Ok(Process { name, program, config, log, env: Vec::new(), child: None })
     }
 
     /// Its configuration file, to be changed before it is started.
     pub fn config(&self) -> &Path {
         &self.config
+    }
+
+    /// Has this variable in its environment whenever it is started from now on.
+    pub fn set_env(&mut self, name: &str, value: impl Into<OsString>) {
+        self.env.push((name.to_owned(), value.into()));
     }
 
     /// Starts it.
@@ -94,6 +101,7 @@ impl Process {
         let log = log.map_err(failed(format!("cannot write {}", self.log.display())))?;
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(&self.config).arg("--stop-with-parent");
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         let child = command.spawn().map_err(failed(format!("cannot start {}", self.program.display())))?;
         self.child = Some(child);

@@ -1,6 +1,7 @@
 //! Faults that can be switched on and off at any time, and how often they have struck.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -33,6 +34,17 @@ pub struct Struck {
     pub failed_reads: u64,
     /// Bits that were flipped.
     pub flipped_bits: u64,
+}
+
+impl AddAssign for Struck {
+    fn add_assign(&mut self, other: Struck) {
+        self.full += other.full;
+        self.slow_syncs += other.slow_syncs;
+        self.failed_syncs += other.failed_syncs;
+        self.slow_reads += other.slow_reads;
+        self.failed_reads += other.failed_reads;
+        self.flipped_bits += other.flipped_bits;
+    }
 }
 
 /// The faults of a disk.

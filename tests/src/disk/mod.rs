@@ -241,6 +241,16 @@ impl Disk {
         Some(flipped)
     }
 
+    /// Flips a bit again that was flipped, so that it is right as if it had never been, and durable. `false` if
+    /// its file is gone, or is shorter now.
+    ///
+    /// # Panics
+    /// If the folder behind the disk cannot be read or written.
+    pub fn repair(&self, flipped: &Flipped) -> bool {
+        let repaired = self.shared.state.lock().repair(flipped).expect("the folder behind the disk works");
+        repaired.inspect(|node| self.invalidate(*node)).is_some()
+    }
+
     /// How often the faults have struck.
     pub fn struck(&self) -> Struck {
         self.shared.faults.struck()

@@ -372,6 +372,23 @@ impl State {
         Ok(None)
     }
 
+    /// Flips a bit again, in memory and in the folder. `None` if there is no such byte.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or does not take it.
+    pub fn repair(&mut self, flipped: &Flipped) -> Result<Option<NodeId>> {
+        let path = flipped.path.as_path();
+        let Some(node) = self.files().into_iter().find(|node| self.live.path(*node).as_deref() == Some(path))
+        else {
+            return Ok(None);
+        };
+        let byte = self.read(node, flipped.offset, 1)?;
+        let Some(byte) = byte.first() else { return Ok(None) };
+        self.write(node, flipped.offset, &[byte ^ (1 << flipped.bit)])?;
+        self.sync(node)?;
+        Ok(Some(node))
+    }
+
     /// All files that have a name.
     pub fn files(&self) -> Vec<NodeId> {
         self.live.files().collect()

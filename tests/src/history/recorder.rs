@@ -78,6 +78,11 @@ impl Recorder {
         self.note(&mut inner, process, kind, op, error, commit_ts);
     }
 
+    /// Nanoseconds since the history began.
+    pub fn elapsed_nanos(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).expect("a run is not that long")
+    }
+
     /// What was noted until now.
     pub fn history(&self) -> History {
         History { events: self.inner.lock().events.clone() }
@@ -98,7 +103,7 @@ impl Recorder {
         commit_ts: Option<u64>,
     ) {
         let index = inner.events.len() as u64;
-        let time_nanos = u64::try_from(self.started.elapsed().as_nanos()).expect("a run is not that long");
+        let time_nanos = self.elapsed_nanos();
         inner.events.push(Event { index, time_nanos, process, kind, op, error, commit_ts });
     }
 }

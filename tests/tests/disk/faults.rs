@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{EIO, ENOSPC, Scene, errno};
 use rustix::fs::{FallocateFlags, fallocate};
-use troth_tests::disk::{FailReads, Options};
+use troth_tests::disk::{FailReads, Flipped, Options};
 
 const PAGE: usize = 4096;
 
@@ -163,6 +163,10 @@ fn a_flipped_bit_is_seen_by_later_reads_and_after_a_power_cut() {
     assert_eq!(bytes.iter().map(|byte| byte.count_ones()).sum::<u32>(), 1);
     assert_eq!(bytes[flipped.offset as usize], 1 << flipped.bit);
     assert_eq!(scene.disk.struck().flipped_bits, 1);
+    assert!(scene.disk.repair(&flipped));
+    scene.disk.power_cut();
+    assert_eq!(scene.read("1.sst").expect("read"), [0; PAGE]);
+    assert!(!scene.disk.repair(&Flipped { path: "3.sst".into(), ..flipped }), "there is no such file");
 }
 
 #[test]

@@ -266,7 +266,7 @@ impl Run<'_> {
 }
 
 /// Thinks of operations.
-struct Asker {
+pub struct Asker {
     workload: Workload,
     steps_max: usize,
     writes_per_key: i64,
@@ -282,14 +282,16 @@ struct Asker {
 const FORK_KEYS: i64 = 3;
 
 impl Asker {
-    fn new(plan: &Plan) -> Asker {
+    /// One that has asked for nothing yet.
+    pub fn new(plan: &Plan) -> Asker {
         let keys: Vec<_> = (0..plan.keys as i64).map(|key| (key, 0)).collect();
         let (steps_max, writes_per_key) = (plan.steps_max, plan.writes_per_key);
         let used = keys.len() as i64;
         Asker { workload: plan.workload, steps_max, writes_per_key, keys, used, added: 0 }
     }
 
-    fn next(&mut self, rng: &mut StdRng) -> Op {
+    /// The next operation.
+    pub fn next(&mut self, rng: &mut StdRng) -> Op {
         let steps = rng.random_range(1..=self.steps_max);
         match self.workload {
             Workload::Append => Op::Txn((0..steps).map(|_| self.mop(rng)).collect()),
@@ -358,7 +360,7 @@ impl Asker {
     }
 
     /// Reads of all that there is.
-    fn everything(&self) -> Vec<Op> {
+    pub fn everything(&self) -> Vec<Op> {
         let keys = |count| (0..count).collect::<Vec<i64>>();
         let read = |key: &i64| Mop::Read { key: *key, list: None };
         let rw_read = |key: &i64| RwMop::Read { key: *key, value: None };
