@@ -51,7 +51,7 @@ struct Arguments {
     #[arg(long, default_value_t = 4)]
     clients: usize,
     /// Operations at a time on each connection.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     processes: usize,
     /// Operations each second, of all together; 10 for sets, which are read as a whole, and 100 otherwise.
     #[arg(long)]

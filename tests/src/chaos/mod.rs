@@ -179,7 +179,7 @@ impl Outcome {
 
 /// What the workload is like: few keys, so that clients meet.
 fn asked(workload: Workload, seed: u64) -> Asked {
-    Asked { keys: 10, writes_per_key: 100, ..Asked::new(workload, seed, usize::MAX) }
+    Asked { keys: 24, writes_per_key: 100, ..Asked::new(workload, seed, usize::MAX) }
 }
 
 /// Runs it.
