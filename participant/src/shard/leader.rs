@@ -2,6 +2,7 @@
 //!
 //! - Up to when the shard has been read: a one-shard transaction commits later than that.
 //! - One-shard transactions on their way through the log: readers treat their writes like locks.
+//! - Aborts that have overtaken what they abort, so that it is not left prepared.
 //! - Reads that wait for a transaction to end, and whom to ask when it does not end by itself.
 //!
 //! ```text
@@ -35,6 +36,9 @@ const ASK_MAX: usize = 256;
 
 /// Reads that may wait at one shard.
 pub const WAITING_MAX: usize = 16 << 10;
+
+/// Aborts that are remembered because what they abort is not prepared here.
+pub const EARLY_ABORTS_MAX: usize = 4096;
 
 /// What a read looks at.
 #[derive(Clone, PartialEq, Debug)]
@@ -106,7 +110,7 @@ pub enum Effect {
         /// The transactions.
         txns: Vec<TxnId>,
     },
-    /// Propose what the coordinator said.
+    /// Propose what the coordinator said, now or before it could be done.
     Finish {
         /// Its epoch.
         epoch: Epoch,
@@ -147,6 +151,8 @@ pub struct Leader {
     /// The largest commit timestamp that this leader has proposed, applied or not.
     max_proposed: Timestamp,
     one_phase: BTreeMap<TxnId, OnePhase>,
+    /// Transactions that were aborted before they were prepared here, and the epoch of who said so.
+    early_aborts: BTreeMap<TxnId, Epoch>,
     waiting: BTreeMap<u64, WaitingRead>,
     waiting_for: BTreeMap<TxnId, BTreeSet<u64>>,
     doubts: BTreeMap<TxnId, Doubt>,
@@ -165,6 +171,7 @@ impl Leader {
             max_read: fresh,
             max_proposed: Timestamp::ZERO,
             one_phase: BTreeMap::new(),
+            early_aborts: BTreeMap::new(),
             waiting: BTreeMap::new(),
             waiting_for: BTreeMap::new(),
             doubts: BTreeMap::new(),
@@ -235,6 +242,25 @@ impl Leader {
         Ok(commit_ts)
     }
 
+    /// Notes decisions that have come. An abort of what is not prepared here may have overtaken the question
+    /// for the vote, or the promise on its way through the log.
+    pub fn note_early_aborts(&mut self, state: &State, epoch: Epoch, decisions: &[(TxnId, Decision)]) {
+        for (txn, decision) in decisions {
+            if *decision == Decision::Abort && !state.prepared().contains_key(txn) {
+                self.early_aborts.insert(*txn, epoch);
+            }
+        }
+        while self.early_aborts.len() > EARLY_ABORTS_MAX {
+            // The oldest: nobody asks for its vote any more.
+            self.early_aborts.pop_first();
+        }
+    }
+
+    /// Whether a coordinator that asks for a vote, or a newer one, has said already that it is aborted.
+    pub fn is_aborted_early(&self, txn: TxnId, epoch: Epoch) -> bool {
+        self.early_aborts.get(&txn).is_some_and(|by| *by >= epoch)
+    }
+
     /// Notes decisions that are about to be proposed.
     pub fn begin_finish(&mut self, decisions: &[(TxnId, Decision)]) {
         for (_, decision) in decisions {
@@ -264,6 +290,13 @@ impl Leader {
             Event::Applied { prepared, ended } => {
                 for txn in prepared {
                     self.ask_at(txn, now + ASK_AFTER);
+                    let promised = state.prepared().get(&txn).map(|record| record.epoch);
+                    if let Some(epoch) = self.early_aborts.remove(&txn)
+                        && promised.is_some_and(|promised| promised <= epoch)
+                    {
+                        let decisions = vec![(txn, Decision::Abort)];
+                        self.effects.push_back(Effect::Finish { epoch, decisions });
+                    }
                 }
                 for txn in ended {
                     self.ended(now, txn, state);

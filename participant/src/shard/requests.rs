@@ -116,6 +116,9 @@ impl Leader {
                 return Ok(Need::Nothing(Response::Vote(Vote::Yes { above: self.vote_above(state) })));
             }
             Some(_) => {}
+            None if self.is_aborted_early(prepare.txn, prepare.epoch) => {
+                return Ok(Need::Nothing(Response::Vote(Vote::No { cause: Cause::Settled })));
+            }
             None => {
                 if let Some(cause) = hopeless(state, view, prepare.txn, &prepare.work)? {
                     return Ok(Need::Nothing(Response::Vote(Vote::No { cause })));
@@ -140,6 +143,7 @@ impl Leader {
     }
 
     fn open_finish(&mut self, state: &State, epoch: Epoch, decisions: Vec<(TxnId, Decision)>) -> Need {
+        self.note_early_aborts(state, epoch, &decisions);
         let known = |(txn, _): &(TxnId, Decision)| state.prepared().contains_key(txn);
         let decisions: Vec<_> = decisions.into_iter().filter(known).collect();
         if decisions.is_empty() && epoch <= state.marks().epoch {

@@ -6,6 +6,7 @@
 //! ```text
 //! lead fresh=F                        a leader begins, with a fresh timestamp
 //! prepare T10 epoch=1 floor=20 r:a@0 w:b=1 d:c s:x-y     reads a, writes b, deletes c, scans x to y
+//! late-prepare T10 …                  the same, proposed before the last step and applied now
 //! finish epoch=1 T10 commit@30        or: abort
 //! one T10 floor=20 …                  a transaction of this shard alone: chosen, proposed, applied
 //! propose-one T10 floor=20 …          … chosen and proposed only; `apply` applies what is proposed
@@ -277,11 +278,16 @@ impl Stage {
                 self.leader = Some(Leader::new(self.index, fresh, self.now, &self.state));
                 self.effects();
             }
-            "prepare" => {
+            "prepare" | "late-prepare" => {
                 let id = txn(words[1]);
+                let epoch = Epoch(number(&words, "epoch"));
+                let refused = self.leader.as_ref().is_some_and(|leader| leader.is_aborted_early(id, epoch));
+                if words[0] == "prepare" && refused {
+                    return self.say(format_args!("vote no: aborted before"));
+                }
                 let prepare = Prepare {
                     txn: id,
-                    epoch: Epoch(number(&words, "epoch")),
+                    epoch,
                     floor: Timestamp(number(&words, "floor")),
                     participants: vec![ParticipantId::Shard(ShardId(0)), ParticipantId::Shard(ShardId(1))],
                     work: work(&words, id.start),
@@ -302,10 +308,12 @@ impl Stage {
                 };
                 let decisions = vec![(txn(words[2]), decision)];
                 let held = self.state.locks().len();
+                let epoch = Epoch(number(&words, "epoch"));
                 if let Some(leader) = &mut self.leader {
+                    leader.note_early_aborts(&self.state, epoch, &decisions);
                     leader.begin_finish(&decisions);
                 }
-                self.apply(Command::Finish { epoch: Epoch(number(&words, "epoch")), decisions });
+                self.apply(Command::Finish { epoch, decisions });
                 let left = self.state.locks().len();
                 self.say(format_args!("locks: {held} before, {left} after"));
             }

@@ -365,7 +365,7 @@ impl Inner {
         match effect {
             Effect::Serve { .. } | Effect::Refuse { .. } => unreachable!("performed where it arises"),
             Effect::Finish { epoch, decisions } => {
-                tracing::info!(shard = %self.shard, count = decisions.len(), "finishing transactions in doubt");
+                tracing::debug!(shard = %self.shard, count = decisions.len(), "finishing transactions in doubt");
                 let txns = decisions.iter().map(|(txn, _)| *txn).collect();
                 let finished = tokio::select! {
                     () = self.stop.cancelled() => return,

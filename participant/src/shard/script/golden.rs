@@ -43,9 +43,18 @@ fn an_abort_leaves_nothing_and_may_come_before_its_prepare() {
          read #1 at=20 b
          finish epoch=1 T11 abort
          prepare T11 epoch=1 floor=21 w:b=2
+         prepare T11 epoch=2 floor=21 w:b=2
+         finish epoch=2 T11 abort
+         finish epoch=2 T12 abort
+         late-prepare T12 epoch=2 floor=22 w:b=3
+         finish epoch=2 T12 abort
+         read #2 at=30 b
+         finish epoch=2 T13 abort
+         restart
+         lead fresh=40
+         prepare T13 epoch=2 floor=41 w:b=4
          time +1000ms
-         answer epoch=1 T11=aborted
-         read #2 at=30 b",
+         answer epoch=2 T13=aborted",
         expect![[r#"
             lead fresh=5
             prepare T10 epoch=1 floor=12 w:b=1
@@ -57,13 +66,31 @@ fn an_abort_leaves_nothing_and_may_come_before_its_prepare() {
             finish epoch=1 T11 abort
                 locks: 0 before, 0 after
             prepare T11 epoch=1 floor=21 w:b=2
+                vote no: aborted before
+            prepare T11 epoch=2 floor=21 w:b=2
                 vote yes, above 20
-            time +1000ms
-                ask the coordinator about T11
-            answer epoch=1 T11=aborted
-                propose finish, epoch 1
+            finish epoch=2 T11 abort
+                locks: 1 before, 0 after
+            finish epoch=2 T12 abort
+                locks: 0 before, 0 after
+            late-prepare T12 epoch=2 floor=22 w:b=3
+                propose finish, epoch 2
+                vote yes, above 20
+            finish epoch=2 T12 abort
+                locks: 0 before, 0 after
             read #2 at=30 b
                 #2 sees b has none
+            finish epoch=2 T13 abort
+                locks: 0 before, 0 after
+            restart
+                0 prepared, 0 locks
+            lead fresh=40
+            prepare T13 epoch=2 floor=41 w:b=4
+                vote yes, above 40
+            time +1000ms
+                ask the coordinator about T13
+            answer epoch=2 T13=aborted
+                propose finish, epoch 2
         "#]],
     );
 }
