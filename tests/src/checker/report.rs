@@ -97,7 +97,7 @@ pub enum Class {
     DuplicateCount,
     /// An acknowledged operation has no commit timestamp.
     NoTimestamp,
-    /// Two writers have the same commit timestamp.
+    /// Two writers that meet have the same commit timestamp.
     DuplicateTimestamp,
     /// Timestamps contradict real time.
     TimestampBackwards,
@@ -156,7 +156,7 @@ impl Class {
             Class::DuplicateCount => ("duplicate-count", "two increments reached the same count"),
             Class::NoTimestamp => ("no-timestamp", "an acknowledged operation has no commit timestamp"),
             Class::DuplicateTimestamp => {
-                ("duplicate-timestamp", "two writers have the same commit timestamp")
+                ("duplicate-timestamp", "two writers that meet have the same commit timestamp")
             }
             Class::TimestampBackwards => ("timestamp-backwards", "timestamps contradict real time"),
             Class::WitnessMismatch => {

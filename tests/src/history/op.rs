@@ -95,6 +95,35 @@ impl Op {
         }
     }
 
+    /// Whether it touches something that another one touches too, where each says what that is: those that
+    /// read or write all there is touch everything.
+    pub fn meets(&self, other: &Op) -> bool {
+        match (self.keys(), other.keys()) {
+            (Some(one), Some(other)) => !one.is_disjoint(&other),
+            (None, _) | (_, None) => true,
+        }
+    }
+
+    /// What it touches; `None` if that is everything.
+    fn keys(&self) -> Option<BTreeSet<i64>> {
+        let registers = |mops: &[RwMop]| {
+            let key = |mop: &RwMop| match mop {
+                RwMop::Write { key, .. } | RwMop::Read { key, .. } => *key,
+            };
+            mops.iter().map(key).collect()
+        };
+        let list = |mop: &Mop| match mop {
+            Mop::Append { key, .. } | Mop::Read { key, .. } => *key,
+        };
+        match self {
+            Op::Txn(mops) => Some(mops.iter().map(list).collect()),
+            Op::RwTxn(mops) | Op::Fork(mops) => Some(registers(mops)),
+            Op::Transfer { from, to, .. } => Some([*from, *to].into()),
+            Op::Add(element) => Some([*element].into()),
+            Op::Balances(_) | Op::Elements(_) | Op::Increment(_) | Op::Count(_) => None,
+        }
+    }
+
     /// Whether this can be an answer to a question: they differ in nothing but what was read.
     pub fn answers(&self, question: &Op) -> bool {
         self.question() == question.question()

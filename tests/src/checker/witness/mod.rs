@@ -67,13 +67,17 @@ struct Timed {
 /// No two writers have the same timestamp, and whoever begins after another has ended has none that is less;
 /// a writer has a greater one.
 fn timestamps(operations: &[Operation], order: &[Timed], report: &mut Report) {
-    let mut writers: HashMap<u64, usize> = HashMap::new();
+    let mut writers: HashMap<u64, Vec<usize>> = HashMap::new();
     for timed in order.iter().filter(|timed| !timed.reads_only) {
-        if let Some(other) = writers.insert(timed.commit_ts, timed.number) {
+        let at_once = writers.entry(timed.commit_ts).or_default();
+        let operation = &operations[timed.number];
+        // Where they do not meet, their order does not matter.
+        for other in at_once.iter().filter(|other| operations[**other].op().meets(operation.op())) {
             report.add(Class::DuplicateTimestamp, || {
-                format!("{}\n{}", describe(&operations[other]), describe(&operations[timed.number]))
+                format!("{}\n{}", describe(&operations[*other]), describe(operation))
             });
         }
+        at_once.push(timed.number);
     }
     let mut begun = order.to_vec();
     begun.sort_unstable_by_key(|timed| operations[timed.number].begun());

@@ -37,16 +37,17 @@ fn transactions_must_find_their_own_writes() {
 }
 
 #[test]
-fn writers_must_have_timestamps_of_their_own() {
-    let text = |at: u64| {
+fn writers_that_meet_must_have_timestamps_of_their_own() {
+    let text = |key: u64, at: u64| {
         format!(
             "0 invoke :txn [[:append 1 1]]
-             1 ok :txn [[:append 2 1]], :commit-ts 1
+             1 ok :txn [[:append {key} 2]], :commit-ts 1
              0 ok :txn [[:append 1 1]], :commit-ts {at}"
         )
     };
-    check(Workload::Append, &text(1), &[Class::DuplicateTimestamp]);
-    check(Workload::Append, &text(2), &[]);
+    check(Workload::Append, &text(1, 1), &[Class::DuplicateTimestamp]);
+    check(Workload::Append, &text(1, 2), &[]);
+    check(Workload::Append, &text(2, 1), &[]);
     let readers = "0 ok :txn [[:r 1 nil]], :commit-ts 1\n1 ok :txn [[:r 1 nil]], :commit-ts 1";
     check(Workload::Append, readers, &[]);
 }
