@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::metrics::info::Info;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use troth_protocol::net::Role;
 use troth_protocol::net::quic::{EndpointError, Quic};
@@ -103,6 +103,12 @@ impl ServerFlags {
 /// How long a server that has handed over goes on answering.
 const FAREWELL: Duration = Duration::from_millis(200);
 
+/// How long a server may take to stop.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long what is left of it may take then.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A server that runs.
 pub trait Running {
     /// Returns why it cannot go on, once it cannot.
@@ -141,11 +147,18 @@ pub fn main<F: ServerFile, C, S: Running, E: Display>(
             // Whoever asks meanwhile is told where to go, and whoever waits gets an answer.
             sleep(FAREWELL).await;
         }
-        server.shutdown().await;
+        if timeout(SHUTDOWN_PATIENCE, server.shutdown()).await.is_err() {
+            // What was acknowledged is on the disk; whoever waits for this process must not wait for ever.
+            tracing::error!("something does not stop; the process ends all the same");
+        }
         reason
     };
     let result = process::runtime(flags.threads).map_err(|error| error.to_string());
-    let result = result.and_then(|runtime| runtime.block_on(run));
+    let result = result.and_then(|runtime| {
+        let result = runtime.block_on(run);
+        runtime.shutdown_timeout(RUNTIME_PATIENCE);
+        result
+    });
     traces.flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,

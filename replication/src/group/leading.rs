@@ -203,6 +203,9 @@ pub(super) async fn keep_promises<M: Machine>(
     Ok(Instant::now() + 2 * timing.election)
 }
 
+/// Between two attempts of a new leader to catch up.
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(5);
+
 /// Turns what the library reports into a role. A leader is only announced when it has caught up
 /// with what was committed before it: until then its state may be older than what was served.
 pub(super) async fn watch_leadership<M: Machine>(
@@ -238,6 +241,7 @@ pub(super) async fn watch_leadership<M: Machine>(
             sole.set(false, changes);
         }
         let leads = *leadership.borrow() == Leadership::Leader { term };
+        let mut lagging = false;
         if state == ServerState::Leader && !leads {
             // A quarter of a second at a time, so that a leader that is deposed before it could
             // catch up is noticed.
@@ -254,13 +258,17 @@ pub(super) async fn watch_leadership<M: Machine>(
             } else {
                 announce(Leadership::Follower { leader: None });
             }
-            if still && !caught_up {
-                continue;
-            }
+            lagging = still && !caught_up;
         } else if state != ServerState::Leader {
             announce(Leadership::Follower { leader: leader.map(NodeId) });
         }
-        let changed = if silent {
+        let changed = if lagging {
+            // A core that has died while it led looks like this for ever, and says so nowhere but here.
+            match timeout(CATCH_UP_PAUSE, metrics.changed()).await {
+                Ok(changed) => changed,
+                Err(_) => continue,
+            }
+        } else if silent {
             match timeout_at(silent_until, metrics.changed()).await {
                 Ok(changed) => changed,
                 Err(_) => {

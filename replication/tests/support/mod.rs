@@ -52,6 +52,9 @@ pub fn journal(store: &Store, group: GroupId) -> Vec<Vec<u8>> {
     entries
 }
 
+/// A command that no machine can apply, as if its disk had failed then.
+pub const POISON: &[u8] = b"poison";
+
 impl Machine for Journal {
     type Output = u64;
 
@@ -62,6 +65,9 @@ impl Machine for Journal {
     ) -> io::Result<(Vec<u64>, Committed)> {
         let mut outputs = Vec::new();
         for (index, command) in commands {
+            if *command == POISON {
+                return Err(io::Error::other("this machine cannot take it"));
+            }
             let key = [&self.group.to_be_bytes()[..], &index.to_be_bytes()].concat();
             batch.put(DATA, &key, command);
             self.count += 1;
