@@ -87,8 +87,8 @@ pub struct Tally {
     pub ring_changes: u64,
     /// When there was a fault: from and to, in nanoseconds since the history began.
     pub times: Vec<(u64, u64)>,
-    /// Servers that ended by themselves, and why.
-    pub ended: Vec<String>,
+    /// Servers that ended by themselves, why, and how often.
+    pub ended: BTreeMap<String, u64>,
     /// Of these, those that had no reason to.
     pub crashed: Vec<String>,
     /// Changes of the ring that have not ended in time.
@@ -133,7 +133,8 @@ enum Undo {
     Space(Server),
     Speed(Vec<Server>),
     Reads(Server),
-    Repair(Server, Flipped),
+    /// With how often the server had ended by itself before.
+    Repair(Server, Flipped, u64),
 }
 
 impl Undo {
@@ -149,7 +150,7 @@ impl Undo {
             Undo::Restart { waiting, stopping } => {
                 waiting.iter().copied().chain(stopping.map(|(server, _)| server)).collect()
             }
-            Undo::Space(server) | Undo::Reads(server) | Undo::Repair(server, _) => vec![*server],
+            Undo::Space(server) | Undo::Reads(server) | Undo::Repair(server, ..) => vec![*server],
         }
     }
 }
@@ -164,6 +165,8 @@ pub struct Faults {
     applications: Vec<SocketAddr>,
     rng: StdRng,
     active: Vec<Active>,
+    /// How often each server has ended by itself.
+    endings: BTreeMap<Server, u64>,
     /// Servers that have ended by themselves, and when they are started again.
     fallen: BTreeMap<Server, Instant>,
     /// Servers whose disk has failed, and which may have ended because of that, until then.
@@ -200,6 +203,7 @@ impl Faults {
             applications,
             rng: StdRng::seed_from_u64(seed),
             active: Vec::new(),
+            endings: BTreeMap::new(),
             fallen: BTreeMap::new(),
             excused: BTreeMap::new(),
             leader,
@@ -296,6 +300,8 @@ impl Faults {
             (None, Some(signal)) => format!("signal {signal}"),
             (None, None) => "no status".to_owned(),
         };
+        // The folder has another name each time.
+        let last = last.replace(&self.servers.folder().display().to_string(), "");
         let story = format!("{server} has ended by itself ({how}): {last}");
         self.journal.note(&story);
         // A server may give up with an error when its disk fails; it may never panic.
@@ -303,7 +309,8 @@ impl Faults {
         if !(excused && status.code() == Some(1)) {
             self.tally.crashed.push(story.clone());
         }
-        self.tally.ended.push(story);
+        *self.tally.ended.entry(story).or_default() += 1;
+        *self.endings.entry(server).or_default() += 1;
     }
 
     /// What goes on with the faults that are there.
@@ -383,7 +390,7 @@ impl Faults {
                 servers.iter().for_each(|server| self.servers.disk(*server).set_sync_delay(None));
             }
             Undo::Reads(server) => self.servers.disk(server).fail_reads("", FailReads::Never),
-            Undo::Repair(server, flipped) => self.repair(server, &flipped)?,
+            Undo::Repair(server, flipped, before) => self.repair(server, &flipped, before)?,
         }
         let now = recorder.elapsed_nanos();
         self.tally.times.push((active.began_nanos, now));
@@ -519,6 +526,10 @@ impl Faults {
             }
             Nemesis::DiskBitFlip => self.flip_bit()?,
         })
+    }
+
+    fn endings(&self, server: Server) -> u64 {
+        self.endings.get(&server).copied().unwrap_or(0)
     }
 
     fn kill(&mut self, servers: &[Server]) -> Result<(), Trouble> {
@@ -743,6 +754,7 @@ impl Faults {
         let suffix = if self.rng.random_bool(0.5) { ".log" } else { ".sst" };
         let Some(flipped) = self.servers.disk(server).flip_bit(suffix) else { return Ok(None) };
         self.excuse(server, 60.0);
+        let before = self.endings(server);
         // It is read for certain only by a server that begins anew.
         self.kill(&[server])?;
         self.servers.start(server)?;
@@ -752,11 +764,11 @@ impl Faults {
             flipped.offset,
             flipped.path.display()
         );
-        Ok(Some((story, self.rng.random_range(4.0..10.0), Undo::Repair(server, flipped))))
+        Ok(Some((story, self.rng.random_range(4.0..10.0), Undo::Repair(server, flipped, before))))
     }
 
-    fn repair(&mut self, server: Server, flipped: &Flipped) -> Result<(), Trouble> {
-        let noticed = self.servers.condition(server) != Condition::Up;
+    fn repair(&mut self, server: Server, flipped: &Flipped, before: u64) -> Result<(), Trouble> {
+        let noticed = self.endings(server) > before;
         self.kill(&[server])?;
         let there = self.servers.disk(server).repair(flipped);
         let story = format!(

@@ -212,6 +212,11 @@ impl Servers {
         ClientConfig { coordinators: config.coordinators.iter().map(front).collect(), ..config }
     }
 
+    /// Where all files are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The network between them.
     pub fn network(&self) -> &Network {
         &self.network
