@@ -11,7 +11,7 @@ FEATURES := troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp
 # Tests mount file systems too, if they may.
 TEST_FEATURES := $(FEATURES)$(if $(filter 0,$(shell id -u)),$(comma)troth-tests/root)
 
-.PHONY: help setup setup-tests build demo test sim model mutation check fmt doc clean
+.PHONY: help setup setup-tests build demo test sim model chaos mutation check fmt doc clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ help: ## what can be made
 setup: ## system packages, and RocksDB compiled once for all
 	@scripts/setup
 
-setup-tests: ## the same, and what tests need: a headless browser, promtool
+setup-tests: ## the same, and what tests need: a headless browser, a clock that can be set, promtool
 	@scripts/setup tests
 
 build: setup ## all release binaries, in target/release
@@ -37,6 +37,11 @@ sim: setup ## simulate clusters from twenty thousand seeds
 
 model: setup ## explore every order of everything in small cases
 	cargo run --release --locked -p troth-tests --bin model
+
+chaos: setup-tests ## ten minutes of everything that can go wrong, for each of four workloads; needs root
+	for workload in append bank set register; do \
+		cargo run --release --locked -p troth-tests --bin chaos -- --workload $$workload --nemesis all --seconds 600 || exit 1; \
+	done
 
 mutation: setup ## the tests of anomalies must fail when transactions are not checked
 	scripts/mutation

@@ -76,8 +76,14 @@ pub struct Servers {
     seed: u64,
 }
 
-/// Where Debian puts the library that makes up the time.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+/// The library that makes up the time. Debian puts it into a folder for each architecture.
+fn faketime() -> Result<PathBuf, Trouble> {
+    let folders = fs::read_dir("/usr/lib")?.filter_map(|entry| Some(entry.ok()?.path()));
+    let library = folders.map(|folder| folder.join("faketime/libfaketime.so.1")).find(|path| path.exists());
+    library.ok_or_else(|| {
+        Trouble::Missing("install the package libfaketime, or leave out the nemesis clock".to_owned())
+    })
+}
 
 impl Servers {
     /// Lays out a cluster in a folder, with programs from another. Nothing is started.
@@ -135,17 +141,13 @@ impl Servers {
     }
 
     fn clock(&mut self, server: Server) -> Result<PathBuf, Trouble> {
-        if !Path::new(FAKETIME).exists() {
-            let what =
-                format!("{FAKETIME} is not there; install libfaketime, or leave out the nemesis clock");
-            return Err(Trouble::Missing(what));
-        }
+        let library = faketime()?;
         let folder = self.folder.join("clocks");
         fs::create_dir_all(&folder)?;
         let clock = folder.join(server.to_string());
         set_clock(&clock, 0)?;
         let process = server.process(&mut self.processes);
-        process.set_env("LD_PRELOAD", FAKETIME);
+        process.set_env("LD_PRELOAD", library);
         process.set_env("FAKETIME_TIMESTAMP_FILE", &clock);
         // Looked at again each second; what measures how long something takes goes on as it is.
         process.set_env("FAKETIME_CACHE_DURATION", "1");
@@ -330,16 +332,13 @@ impl Servers {
         Ok(())
     }
 
-    /// A server that has left the cluster ends, and its disk is taken away.
+    /// A server that has left the cluster ends.
     ///
     /// # Errors
     /// If the system refuses.
     pub fn retire(&mut self, server: Server) -> Result<(), Trouble> {
         self.kill(&[server])?;
         self.set(server, Condition::Retired);
-        if let Some(place) = self.places.get_mut(&server) {
-            place.disk = None;
-        }
         Ok(())
     }
 
