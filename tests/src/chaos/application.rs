@@ -20,7 +20,7 @@ use crate::history::{Kind, Mop, Op, RwMop};
 pub const OP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Attempts of one operation.
-const ATTEMPTS_MAX: usize = 8;
+const ATTEMPTS_MAX: u32 = 8;
 
 /// How long an application asks how a transaction ended that was not answered.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(3);
@@ -76,7 +76,12 @@ impl Applications {
             // Whoever was late does not hurry.
             next = Instant::now().max(next) + self.pace;
             let op = self.asker.lock().next(&mut rng);
-            let manner = Manner { snapshot: rng.random_bool(0.5), resolve: rng.random_bool(0.5) };
+            let manner = Manner {
+                snapshot: rng.random_bool(0.5),
+                resolve: rng.random_bool(0.5),
+                until: Instant::now() + OP_TIMEOUT,
+                attempts_max: ATTEMPTS_MAX,
+            };
             self.recorder.invoke(process, op.clone());
             let done = perform(&client, &op, manner).await;
             if !self.note(process, &op, done) {
@@ -93,20 +98,16 @@ impl Applications {
         let everything = self.asker.lock().everything();
         let process = self.recorder.new_process();
         for op in everything {
-            loop {
-                let manner = Manner { snapshot: false, resolve: false };
-                self.recorder.invoke(process, op.clone());
-                let done = perform(client, &op, manner).await;
-                let failure = match &done {
-                    Done::Ok(..) => None,
-                    Done::Fail(error) | Done::Info(error) => Some(error.clone()),
-                };
-                self.note(process, &op, done);
-                match failure {
-                    None => break,
-                    Some(error) if Instant::now() > deadline => return Err(format!("{op}: {error}")),
-                    Some(_) => {}
-                }
+            let manner = Manner { snapshot: false, resolve: false, until: deadline, attempts_max: u32::MAX };
+            self.recorder.invoke(process, op.clone());
+            let done = perform(client, &op, manner).await;
+            let failure = match &done {
+                Done::Ok(..) => None,
+                Done::Fail(error) | Done::Info(error) => Some(format!("{op}: {error}")),
+            };
+            self.note(process, &op, done);
+            if let Some(failure) = failure {
+                return Err(failure);
             }
         }
         Ok(())
@@ -137,20 +138,22 @@ struct Manner {
     snapshot: bool,
     /// Whether to ask how a transaction ended that was not answered.
     resolve: bool,
+    /// When it is not tried again.
+    until: Instant,
+    attempts_max: u32,
 }
 
 async fn perform(client: &Client, op: &Op, manner: Manner) -> Done {
-    let deadline = Instant::now() + OP_TIMEOUT;
     let mut attempts = 1;
     loop {
         let pause = match attempt(client, op, manner).await {
             Ok(done) => return done,
             Err(error) if !error.is_retriable() => return Done::Fail(error.to_string()),
-            Err(error) if attempts == ATTEMPTS_MAX || Instant::now() > deadline => {
+            Err(error) if attempts >= manner.attempts_max || Instant::now() > manner.until => {
                 return Done::Fail(error.to_string());
             }
             Err(Error::Overloaded { retry_after }) => retry_after,
-            Err(_) => Duration::from_millis(1 << attempts),
+            Err(_) => Duration::from_millis(1 << attempts.min(8)),
         };
         attempts += 1;
         sleep(pause.mul_f64(0.5 + rand::random::<f64>())).await;
