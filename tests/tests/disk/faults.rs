@@ -165,7 +165,7 @@ fn a_flipped_bit_is_seen_by_later_reads_and_after_a_power_cut() {
     assert_eq!(scene.disk.struck().flipped_bits, 1);
     assert!(scene.disk.repair(&flipped));
     scene.disk.power_cut();
-    assert_eq!(scene.read("1.sst").expect("read"), [0; PAGE]);
+    assert_eq!(scene.read("1.sst").expect("read"), [0; 3 * PAGE]);
     assert!(!scene.disk.repair(&Flipped { path: "3.sst".into(), ..flipped }), "there is no such file");
 }
 
