@@ -97,11 +97,17 @@ pub fn programs() -> &'static Path {
         let mut cargo = Command::new(env!("CARGO"));
         // All of the workspace, as cargo leaves out a program of one package whose features are named like
         // this, without a word.
-        let features = "troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp";
-        cargo.args(["build", "--quiet", "--locked", "--workspace", "--bins", "--features", features]);
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
+        let mut features = String::from("troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp");
+        let profile = match (cfg!(debug_assertions), cfg!(feature = "mutations")) {
+            (true, _) => "dev",
+            (false, false) => "release",
+            (false, true) => {
+                features += ",troth-tests/mutations";
+                "mutations"
+            }
+        };
+        cargo.args(["build", "--quiet", "--locked", "--workspace", "--bins", "--profile", profile]);
+        cargo.args(["--features", &features]);
         let status =
             cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).status().expect("cargo runs");
         assert!(status.success(), "the programs do not compile");

@@ -26,6 +26,12 @@ use crate::sim::faults::Fault;
 use crate::sim::world::{Shape, World};
 use crate::sim::{Address, Item, Pace};
 
+/// The property that no step may break; so it is called where it was broken.
+pub const BROKEN: &str = "no promise is broken";
+
+/// The exit code of the model checker when an assertion of the product did not hold.
+pub const PANICKED: i32 = 101;
+
 /// How long everything may take to come to rest when nothing breaks any more.
 const REST_MAX: Duration = Duration::from_secs(30);
 
@@ -494,7 +500,7 @@ impl Model for Explorer {
 
     fn properties(&self) -> Vec<Property<Explorer>> {
         let mut properties = vec![
-            Property::always("no promise is broken", |_, state: &State| state.violations().is_empty()),
+            Property::always(BROKEN, |_, state: &State| state.violations().is_empty()),
             Property::sometimes("everything commits", |explorer: &Explorer, state: &State| {
                 let txns: usize = explorer.case.clients.iter().map(Vec::len).sum();
                 state.over && state.count(|counts| counts.ok) == txns as u64

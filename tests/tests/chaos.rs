@@ -27,6 +27,7 @@ async fn chaos(workload: Workload) {
         rate: 50.0,
         folder: folder.path().to_owned(),
         binaries: programs().to_owned(),
+        environment: Vec::new(),
         loud: false,
     };
     let outcome = run(&plan).await.expect("the run is made");

@@ -116,6 +116,7 @@ fn made(arguments: &Arguments, seed: u64) -> Result<Outcome, String> {
         rate: arguments.rate.unwrap_or(default_rate),
         folder: folder.clone(),
         binaries: programs().to_owned(),
+        environment: Vec::new(),
         loud: true,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use stateright::{Checker, HasDiscoveries, Model};
-use troth_tests::model::{Explorer, cases};
+use troth_tests::model::{Explorer, PANICKED, cases};
 
 /// Model checking of the commit and recovery protocol, with the code that serves in production.
 #[derive(Parser)]
@@ -25,6 +25,12 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // An assertion of the product is a finding, and the other threads of the checker would wait for ever.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::exit(PANICKED);
+    }));
     let chosen = |name: &str| arguments.cases.is_empty() || arguments.cases.iter().any(|case| case == name);
     let mut failed = false;
     for case in cases().into_iter().filter(|case| chosen(case.name)) {

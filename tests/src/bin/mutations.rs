@@ -1,12 +1,17 @@
 //! Puts in one deliberate bug after another, and says which layer found it, and after how long.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use stateright::{Checker, HasDiscoveries, Model};
-use troth_protocol::mutation::{Bug, switch};
-use troth_tests::model::{Explorer, cases};
+use serde_json::Value;
+use troth_protocol::mutation::{Bug, ENVIRONMENT, switch};
+use troth_sdk::harness::processes::Shape;
+use troth_tests::chaos::nemesis::Nemesis;
+use troth_tests::chaos::{self, Plan};
+use troth_tests::history::Workload;
+use troth_tests::model::{BROKEN, PANICKED};
+use troth_tests::programs;
 use troth_tests::sim::run::{Options, run};
 use troth_tests::sim::schedule::Tracing;
 
@@ -21,6 +26,10 @@ struct Arguments {
     /// Seconds that the model checker may take for each case.
     #[arg(long, default_value_t = 10)]
     model_seconds: u64,
+    /// Seconds of kills and power cuts that real processes get, at most three times, for what the others do
+    /// not find.
+    #[arg(long, default_value_t = 60)]
+    chaos_seconds: u64,
 }
 
 /// What the model checker looks at, the small cases.
@@ -30,19 +39,22 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let chosen =
         |bug: &Bug| arguments.bugs.is_empty() || arguments.bugs.iter().any(|name| name == bug.name());
-    println!("| bug | simulation | model checker |");
-    println!("| --- | --- | --- |");
+    println!("| bug | simulation | model checker | chaos |");
+    println!("| --- | --- | --- | --- |");
     let mut missed = 0;
     // What goes wrong is told in the table.
     std::panic::set_hook(Box::new(|_| {}));
     for bug in Bug::ALL.into_iter().filter(chosen) {
         switch(Some(bug));
         let simulated = simulated(arguments.seeds);
-        let modelled = modelled(Duration::from_secs(arguments.model_seconds));
+        let modelled = modelled(bug, arguments.model_seconds);
         switch(None);
-        missed += u32::from(simulated.is_none() && modelled.is_none());
+        let unseen = simulated.is_none() && modelled.is_none();
+        let suffered =
+            if unseen { suffered(bug, Duration::from_secs(arguments.chaos_seconds)) } else { None };
+        missed += u32::from(unseen && suffered.is_none());
         let cell = |found: Option<String>| found.unwrap_or_else(|| "–".into());
-        println!("| {} | {} | {} |", bug.name(), cell(simulated), cell(modelled));
+        println!("| {} | {} | {} | {} |", bug.name(), cell(simulated), cell(modelled), cell(suffered));
     }
     if missed > 0 {
         eprintln!("{missed} deliberate bugs were not found");
@@ -62,26 +74,58 @@ fn simulated(seeds: u64) -> Option<String> {
     Some(format!("seed {seed}, {:.1} s", began.elapsed().as_secs_f64()))
 }
 
-fn modelled(limit: Duration) -> Option<String> {
-    CASES.into_iter().find_map(|name| {
+/// In a process of its own: a checker does not end if one of its threads panics.
+fn modelled(bug: Bug, seconds: u64) -> Option<String> {
+    CASES.into_iter().find_map(|case| {
         let began = Instant::now();
-        let case = cases().into_iter().find(|case| case.name == name)?;
-        let mut states = 0;
-        let found = fails(|| {
-            let checker = Explorer::new(case)
-                .checker()
-                .timeout(limit)
-                .finish_when(HasDiscoveries::AnyFailures)
-                .spawn_dfs()
-                .join();
-            states = checker.unique_state_count();
-            checker.discovery("no promise is broken").is_some()
-        });
-        found.then(|| format!("{name}, {states} states, {:.1} s", began.elapsed().as_secs_f64()))
+        let explored = Command::new(programs().join("model"))
+            .args([case, "--json", "--seconds", &seconds.to_string()])
+            .env(ENVIRONMENT, bug.name())
+            .stderr(Stdio::null())
+            .output()
+            .expect("the model checker is there");
+        let elapsed = began.elapsed().as_secs_f64();
+        if explored.status.code() == Some(PANICKED) {
+            return Some(format!("{case}, {elapsed:.1} s: an assertion"));
+        }
+        let report: Value = serde_json::from_slice(&explored.stdout).expect("it prints a report");
+        let broken = report["failed"].as_array().is_some_and(|failed| failed.contains(&BROKEN.into()));
+        broken.then(|| format!("{case}, {} states, {elapsed:.1} s", report["unique_states"]))
     })
 }
 
 /// Whether something fails, or panics: an assertion of the product is a finding too.
 fn fails(attempt: impl FnOnce() -> bool) -> bool {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(attempt)).unwrap_or(true)
+}
+
+/// Real processes with the bug, killed and robbed of what they have not synced.
+fn suffered(bug: Bug, time: Duration) -> Option<String> {
+    let began = Instant::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+    (1..=3).find_map(|seed| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let plan = Plan {
+            workload: Workload::Append,
+            nemeses: vec![Nemesis::KillMany, Nemesis::PowerCut],
+            time,
+            seed,
+            shape: Shape { coordinators: 3, nodes: 3, replicas: 3, shards: 6 },
+            clients: 4,
+            processes: 3,
+            rate: 100.0,
+            folder: folder.path().to_owned(),
+            binaries: programs().to_owned(),
+            environment: vec![(ENVIRONMENT, bug.name())],
+            loud: false,
+        };
+        let outcome = runtime.block_on(chaos::run(&plan)).expect("the run is made");
+        let what = match (outcome.verdict.classes().first(), outcome.tally.crashed.first(), &outcome.rest) {
+            (Some(class), _, _) => class.name(),
+            (None, Some(_), _) => "a server that panics",
+            (None, None, Err(_)) => "no rest",
+            (None, None, Ok(_)) => return None,
+        };
+        Some(format!("seed {seed}, {:.0} s: {what}", began.elapsed().as_secs_f64()))
+    })
 }

@@ -80,6 +80,8 @@ pub struct Plan {
     pub folder: PathBuf,
     /// Where the programs are.
     pub binaries: PathBuf,
+    /// What else the servers have in their environment.
+    pub environment: Vec<(&'static str, &'static str)>,
     /// Whether to write to standard error what is done.
     pub loud: bool,
 }
@@ -191,6 +193,7 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Trouble> {
     let equipment =
         Equipment { disks: has(Nemesis::is_of_disks), clocks: has(|nemesis| nemesis == Nemesis::Clock) };
     let mut servers = Servers::create(&plan.folder, &plan.binaries, plan.shape, equipment, plan.seed).await?;
+    servers.set_environment(&plan.environment);
     for server in servers.all().collect::<Vec<_>>() {
         servers.start(server)?;
     }

@@ -73,6 +73,7 @@ pub struct Servers {
     /// For where each server listens, where others find it.
     fronts: BTreeMap<SocketAddr, SocketAddr>,
     folder: PathBuf,
+    environment: Vec<(&'static str, &'static str)>,
     seed: u64,
 }
 
@@ -105,6 +106,7 @@ impl Servers {
             places: BTreeMap::new(),
             fronts: BTreeMap::new(),
             folder: folder.to_owned(),
+            environment: Vec::new(),
             seed,
         };
         let coordinators = (1..=shape.coordinators.into()).map(Server::Coordinator);
@@ -120,10 +122,20 @@ impl Servers {
         Ok(servers)
     }
 
+    /// Gives all servers, those that join later too, these variables whenever they are started.
+    pub fn set_environment(&mut self, variables: &[(&'static str, &'static str)]) {
+        self.environment = variables.to_vec();
+        for process in self.processes.all_mut() {
+            variables.iter().for_each(|(name, value)| process.set_env(name, value));
+        }
+    }
+
     /// Gives a server everything but its configuration.
     async fn equip(&mut self, server: Server) -> Result<(), Trouble> {
         let name = server.to_string();
-        let address = listens_at(server.process(&mut self.processes))?;
+        let process = server.process(&mut self.processes);
+        self.environment.iter().for_each(|(name, value)| process.set_env(name, value));
+        let address = listens_at(process)?;
         self.fronts.insert(address, self.network.serve(address).await);
         let disk = if self.equipment.disks { Some(self.mount(&name)?) } else { None };
         let clock = if self.equipment.clocks { Some(self.clock(server)?) } else { None };
