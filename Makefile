@@ -11,7 +11,7 @@ FEATURES := troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp
 # Tests mount file systems too, if they may.
 TEST_FEATURES := $(FEATURES)$(if $(filter 0,$(shell id -u)),$(comma)troth-tests/root)
 
-.PHONY: help setup setup-tests build demo test sim model chaos mutation check fmt doc clean
+.PHONY: help setup setup-tests build demo test sim model chaos mutation mutations check fmt doc clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ chaos: setup-tests ## ten minutes of everything that can go wrong, for each of f
 
 mutation: setup ## the tests of anomalies must fail when transactions are not checked
 	scripts/mutation
+
+mutations: setup-tests ## every deliberate bug must be found; needs root
+	cargo run --profile mutations --locked -p troth-tests --features mutations --bin mutations
 
 check: setup ## formatting, lints, documentation
 	cargo fmt --all --check
