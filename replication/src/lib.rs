@@ -21,6 +21,7 @@
 //! reason in [`Leadership::Failed`].
 
 mod adapter;
+mod durable;
 mod group;
 pub mod http;
 mod log;
@@ -38,6 +39,6 @@ pub use group::{
 pub use log::LogWriter;
 pub use machine::{Batch, Committed, Machine, Span};
 pub use network::Directory;
-pub use rocks::{Family, OpenError, Reach, Store, StoreError, families};
+pub use rocks::{Family, OpenError, Reach, Store, StoreError, all_closed, families};
 pub use snapshot::outgoing::{SnapshotBytes, Throttle, TransferProgress};
 pub use snapshot::{erase, is_known};

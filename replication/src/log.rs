@@ -215,7 +215,8 @@ fn run(
         fault::pass_blocking(FaultPoint::LogSync);
         let result = match &failed {
             Some(error) => Err(error.clone()),
-            None => store.write(batch).and_then(|()| if durable { store.sync() } else { Ok(()) }),
+            None if durable => store.write_durably(batch),
+            None => store.write(batch),
         };
         *busy_since.lock() = None;
         metrics.took.observe(began.elapsed().as_secs_f64());

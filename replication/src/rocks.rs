@@ -4,13 +4,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBPinnableSlice, DBRawIterator,
     DBRecoveryMode, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions,
 };
 use tokio::sync::watch;
 
+use crate::durable::{self, COUNT_KEY, Mark, Refusal, counted};
 use crate::machine::{Batch, Span};
 use crate::metrics::{Registry, Sampler};
 
@@ -90,6 +93,19 @@ pub enum OpenError {
         /// What RocksDB says.
         source: rocksdb::Error,
     },
+    /// Something is missing that was synced.
+    #[error(
+        "data folder {path} has lost what was synced: {found} of {synced} batches are there, and its write-ahead \
+         log is damaged after them; put the log back as it was, or let a new server take the place of this one"
+    )]
+    Lost {
+        /// The folder.
+        path: PathBuf,
+        /// Synced batches that are there.
+        found: u64,
+        /// Synced batches that were there.
+        synced: u64,
+    },
     /// It holds the data of somebody else.
     #[error(
         "data folder {path} belongs to {found}, this is {expected}; choose another folder or configuration"
@@ -113,8 +129,38 @@ pub struct Store {
 struct Shared {
     db: DB,
     families: Vec<Family>,
-    // Dropped after the database, in the order of declaration: who waits for it finds the folder free.
+    mark: Mutex<Mark>,
+    // Dropped after the database, in the order of declaration: who waits for them finds the folder free.
     closed: watch::Sender<()>,
+    _open: Open,
+}
+
+/// How many databases this process has open.
+static OPEN: Mutex<usize> = Mutex::new(0);
+static CLOSED: Condvar = Condvar::new();
+
+/// One of them.
+struct Open;
+
+impl Open {
+    fn new() -> Open {
+        *OPEN.lock() += 1;
+        Open
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        *OPEN.lock() -= 1;
+        CLOSED.notify_all();
+    }
+}
+
+/// Waits until this process has no database open any more, and tells whether that came true in time. The
+/// process may end then: threads of a database that is open would find that what they need is gone.
+pub fn all_closed(within: Duration) -> bool {
+    let mut open = OPEN.lock();
+    !CLOSED.wait_while_until(&mut open, |open| *open > 0, Instant::now() + within).timed_out()
 }
 
 impl Store {
@@ -133,7 +179,16 @@ impl Store {
         let descriptor =
             |family: &Family| ColumnFamilyDescriptor::new(family.0, family_options(*family, &cache));
         let all = families::ALL.iter().chain(machine_families).map(descriptor);
-        let db = DB::open_cf_descriptors(&database_options(), path, all).map_err(|source| {
+        let mut options = database_options();
+        if let Some(synced) = Mark::read(path).map_err(folder)? {
+            let mode = durable::inspect(path, synced).map_err(|refusal| match refusal {
+                Refusal::Unreadable(source) => OpenError::Damaged { path: path.to_owned(), source },
+                Refusal::Lost(found) => OpenError::Lost { path: path.to_owned(), found, synced },
+            })?;
+            options.set_wal_recovery_mode(mode);
+        }
+        let open = Open::new();
+        let db = DB::open_cf_descriptors(&options, path, all).map_err(|source| {
             let message = source.to_string();
             if message.contains("lock") && message.contains("LOCK") {
                 OpenError::InUse { path: path.to_owned() }
@@ -143,7 +198,12 @@ impl Store {
         })?;
         let (closed, _) = watch::channel(());
         let families = families::ALL.iter().chain(machine_families).copied().collect();
-        let store = Store { shared: Arc::new(Shared { db, families, closed }) };
+        let count =
+            db.cf_handle(families::META.0).map(|handle| db.get_pinned_cf(handle, COUNT_KEY)).transpose();
+        let count = count.map_err(|source| OpenError::Damaged { path: path.to_owned(), source })?.flatten();
+        let mark = Mutex::new(Mark::open(path, counted(count.as_deref())).map_err(folder)?);
+        drop(count);
+        let store = Store { shared: Arc::new(Shared { db, families, mark, closed, _open: open }) };
         store.claim(path, owner)?;
         Ok(store)
     }
@@ -308,13 +368,22 @@ impl Store {
         Ok(self.shared.db.write(batch)?)
     }
 
-    /// Makes everything that was written before durable. Writers go on meanwhile, which they could
-    /// not if the sync were part of a write.
+    /// Writes a batch, all or nothing, and makes it durable, with everything that was written before.
+    /// Other writers go on meanwhile, which they could not if the sync were part of the write.
     ///
     /// # Errors
     /// If the disk refuses.
-    pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        Ok(self.shared.db.flush_wal(true)?)
+    pub(crate) fn write_durably(&self, mut batch: WriteBatch) -> Result<(), StoreError> {
+        let mut mark = self.shared.mark.lock();
+        let count = (mark.count() + 1).to_be_bytes();
+        self.put(&mut batch, families::META, COUNT_KEY, &count);
+        self.write(batch)?;
+        self.shared.db.flush_wal(true)?;
+        if let Err(error) = mark.advance() {
+            // An old mark says too little, and never too much.
+            tracing::warn!(%error, "what was synced cannot be marked");
+        }
+        Ok(())
     }
 
     /// The database itself.
@@ -341,7 +410,7 @@ fn database_options() -> Options {
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     // A record torn at the very end was never acknowledged; anything else that is damaged in the
-    // log must be seen, not skipped.
+    // log must be seen, not skipped. See `durable` for what a power cut leaves.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_track_and_verify_wals_in_manifest(true);
     options.set_max_total_wal_size(512 << 20);

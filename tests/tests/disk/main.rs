@@ -6,3 +6,4 @@ mod faults;
 mod model;
 mod processes;
 mod rocks;
+mod store;
