@@ -34,6 +34,12 @@ pub fn logging() {
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
 }
 
+/// Logs to standard error what `RUST_LOG` asks for: standard output is for what a program is asked for.
+pub fn logging_of_a_program() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
 /// An embedded cluster in a temporary folder, and a client of it.
 pub struct Embedded {
     /// The cluster.

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use rand::RngExt;
+use rand::{Rng, RngExt};
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -111,6 +111,7 @@ pub struct Traffic {
 /// A network of proxies. They end when it is dropped.
 pub struct Network {
     links: Arc<Links>,
+    delayed: Arc<Semaphore>,
     proxies: Mutex<JoinSet<()>>,
 }
 
@@ -123,13 +124,8 @@ impl Default for Network {
 impl Network {
     /// A network that does nothing wrong.
     pub fn new() -> Network {
-        let links = Links {
-            impaired: RwLock::default(),
-            numbers: AtomicU64::new(0),
-            delayed: Arc::new(Semaphore::new(DELAYED_MAX)),
-            traffic: Counters::default(),
-        };
-        Network { links: Arc::new(links), proxies: Mutex::new(JoinSet::new()) }
+        let delayed = Arc::new(Semaphore::new(DELAYED_MAX));
+        Network { links: Arc::default(), delayed, proxies: Mutex::new(JoinSet::new()) }
     }
 
     /// Puts a proxy in front of a server, and tells where others find it.
@@ -139,38 +135,14 @@ impl Network {
     pub async fn serve(&self, server: SocketAddr) -> SocketAddr {
         let front = Arc::new(UdpSocket::bind(("127.0.0.1", 0)).await.expect("a socket"));
         let address = front.local_addr().expect("it is bound");
-        self.proxies.lock().spawn(carry(front, server, self.links.clone()));
+        let passage = Passage { links: self.links.clone(), delayed: self.delayed.clone() };
+        self.proxies.lock().spawn(carry(front, server, passage));
         address
     }
 
-    /// Impairs links for as long as what is returned lives.
-    pub fn impair(&self, ways: impl IntoIterator<Item = Way>, link: Link) -> Impairment {
-        let number = self.links.numbers.fetch_add(1, Ordering::Relaxed);
-        let ways: Vec<Way> = ways.into_iter().collect();
-        let impairment = Impairment { links: self.links.clone(), number, ways };
-        impairment.set(link);
-        impairment
-    }
-
-    /// Cuts two parties off from each other.
-    pub fn cut(&self, one: SocketAddr, other: SocketAddr) -> Impairment {
-        self.impair([(one, other), (other, one)], Link::CUT)
-    }
-
-    /// What has passed so far, and what has happened to it.
-    pub fn traffic(&self) -> Traffic {
-        let counters = &self.links.traffic;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Traffic {
-            passed: count(&counters.passed),
-            cut: count(&counters.cut),
-            refused: count(&counters.refused),
-            lost: count(&counters.lost),
-            duplicated: count(&counters.duplicated),
-            reordered: count(&counters.reordered),
-            corrupted: count(&counters.corrupted),
-            delayed: count(&counters.delayed),
-        }
+    /// What is wrong between its parties.
+    pub fn links(&self) -> &Arc<Links> {
+        &self.links
     }
 }
 
@@ -205,11 +177,12 @@ impl Drop for Impairment {
     }
 }
 
-struct Links {
+/// What is wrong between parties, and what has passed.
+#[derive(Default)]
+pub struct Links {
     /// What is wrong with each link, by the number of the impairment.
     impaired: RwLock<HashMap<Way, HashMap<u64, Link>>>,
     numbers: AtomicU64,
-    delayed: Arc<Semaphore>,
     traffic: Counters,
 }
 
@@ -226,45 +199,104 @@ struct Counters {
 }
 
 impl Links {
-    /// Lets a datagram pass, or not.
-    async fn pass(&self, way: Way, datagram: &mut [u8], exit: Exit<'_>) {
+    /// Impairs links for as long as what is returned lives.
+    pub fn impair(self: &Arc<Links>, ways: impl IntoIterator<Item = Way>, link: Link) -> Impairment {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let ways: Vec<Way> = ways.into_iter().collect();
+        let impairment = Impairment { links: self.clone(), number, ways };
+        impairment.set(link);
+        impairment
+    }
+
+    /// Cuts two parties off from each other.
+    pub fn cut(self: &Arc<Links>, one: SocketAddr, other: SocketAddr) -> Impairment {
+        self.impair([(one, other), (other, one)], Link::CUT)
+    }
+
+    /// What has passed so far, and what has happened to it.
+    pub fn traffic(&self) -> Traffic {
+        let counters = &self.traffic;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Traffic {
+            passed: count(&counters.passed),
+            cut: count(&counters.cut),
+            refused: count(&counters.refused),
+            lost: count(&counters.lost),
+            duplicated: count(&counters.duplicated),
+            reordered: count(&counters.reordered),
+            corrupted: count(&counters.corrupted),
+            delayed: count(&counters.delayed),
+        }
+    }
+
+    /// What becomes of a datagram: how much later than on a sound link each copy of it comes, if any does.
+    /// It may be damaged.
+    pub fn fate(&self, way: Way, datagram: &mut [u8], rng: &mut impl Rng) -> [Option<Duration>; 2] {
+        let mut copies = [None, None];
         let link = self.impaired.read().get(&way).map(|here| here.values().fold(Link::default(), Link::and));
         let Some(link) = link else {
             self.count(|traffic| &traffic.passed);
-            exit.send(datagram).await;
-            return;
+            copies[0] = Some(Duration::ZERO);
+            return copies;
         };
         if link.cut {
             self.count(|traffic| &traffic.cut);
             if begins_a_connection(datagram) {
                 self.count(|traffic| &traffic.refused);
             }
-            return;
+            return copies;
         }
+        let mut by_chance = |part: f64| part > 0.0 && rng.random::<f64>() < part;
         if by_chance(link.loss) {
             self.count(|traffic| &traffic.lost);
-            return;
+            return copies;
         }
-        if by_chance(link.corrupted) && !datagram.is_empty() {
+        let corrupted = by_chance(link.corrupted) && !datagram.is_empty();
+        let duplicated = by_chance(link.duplicated);
+        let reordered = [by_chance(link.reordered), by_chance(link.reordered)];
+        if corrupted {
             self.count(|traffic| &traffic.corrupted);
-            let at = rand::rng().random_range(0..datagram.len());
-            datagram[at] ^= 1 << rand::rng().random_range(0..8);
+            let at = rng.random_range(0..datagram.len());
+            datagram[at] ^= 1 << rng.random_range(0..8);
         }
-        let copies = if by_chance(link.duplicated) { 2 } else { 1 };
-        if copies == 2 {
+        if duplicated {
             self.count(|traffic| &traffic.duplicated);
         }
-        for _ in 0..copies {
-            let mut delay = link.delay + link.jitter.mul_f64(rand::random());
-            if by_chance(link.reordered) {
+        for (copy, reordered) in copies.iter_mut().zip(reordered).take(if duplicated { 2 } else { 1 }) {
+            let mut delay = link.delay + link.jitter.mul_f64(rng.random());
+            if reordered {
                 self.count(|traffic| &traffic.reordered);
-                delay += OVERTAKEN_BY.mul_f64(rand::random());
+                delay += OVERTAKEN_BY.mul_f64(rng.random());
             }
             self.count(|traffic| &traffic.passed);
+            if !delay.is_zero() {
+                self.count(|traffic| &traffic.delayed);
+            }
+            *copy = Some(delay);
+        }
+        copies
+    }
+
+    fn count(&self, which: impl FnOnce(&Counters) -> &AtomicU64) {
+        which(&self.traffic).fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How datagrams pass a proxy.
+#[derive(Clone)]
+struct Passage {
+    links: Arc<Links>,
+    delayed: Arc<Semaphore>,
+}
+
+impl Passage {
+    /// Lets a datagram pass, or not.
+    async fn pass(&self, way: Way, datagram: &mut [u8], exit: Exit<'_>) {
+        let copies = self.links.fate(way, datagram, &mut rand::rng());
+        for delay in copies.into_iter().flatten() {
             if delay.is_zero() {
                 exit.send(datagram).await;
             } else {
-                self.count(|traffic| &traffic.delayed);
                 self.send_later(datagram, exit, delay);
             }
         }
@@ -279,14 +311,6 @@ impl Links {
             drop(permit);
         });
     }
-
-    fn count(&self, which: impl FnOnce(&Counters) -> &AtomicU64) {
-        which(&self.traffic).fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn by_chance(part: f64) -> bool {
-    part > 0.0 && rand::random::<f64>() < part
 }
 
 /// A QUIC packet that begins a connection: an Initial one, in the first version of QUIC.
@@ -312,7 +336,7 @@ impl Exit<'_> {
     }
 }
 
-async fn carry(front: Arc<UdpSocket>, server: SocketAddr, links: Arc<Links>) {
+async fn carry(front: Arc<UdpSocket>, server: SocketAddr, passage: Passage) {
     let mut callers: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
     let mut backward = JoinSet::new();
     let mut datagram = vec![0; DATAGRAM_MAX];
@@ -328,23 +352,23 @@ async fn carry(front: Arc<UdpSocket>, server: SocketAddr, links: Arc<Links>) {
                 let back = Arc::new(UdpSocket::bind(("127.0.0.1", 0)).await.expect("a socket"));
                 back.connect(server).await.expect("loopback");
                 callers.insert(caller, back.clone());
-                backward.spawn(carry_back(back.clone(), front.clone(), (server, caller), links.clone()));
+                backward.spawn(carry_back(back.clone(), front.clone(), (server, caller), passage.clone()));
                 back
             }
         };
         let exit = Exit { socket: &back, to: None };
-        links.pass((caller, server), &mut datagram[..length], exit).await;
+        passage.pass((caller, server), &mut datagram[..length], exit).await;
     }
 }
 
-async fn carry_back(back: Arc<UdpSocket>, front: Arc<UdpSocket>, way: Way, links: Arc<Links>) {
+async fn carry_back(back: Arc<UdpSocket>, front: Arc<UdpSocket>, way: Way, passage: Passage) {
     let mut datagram = vec![0; DATAGRAM_MAX];
     let (_, caller) = way;
     loop {
         match back.recv(&mut datagram).await {
             Ok(length) => {
                 let exit = Exit { socket: &front, to: Some(caller) };
-                links.pass(way, &mut datagram[..length], exit).await;
+                passage.pass(way, &mut datagram[..length], exit).await;
             }
             // The server is not there at the moment: that is told by a packet, which is read here.
             Err(_) => tokio::task::yield_now().await,
@@ -417,15 +441,15 @@ mod tests {
         let scene = Scene::new().await;
         assert_eq!(scene.echo(1).await, Some(vec![1; 20]));
         for way in [scene.forth(), scene.back()] {
-            let before = scene.network.traffic().cut;
-            let cut = scene.network.impair([way], Link::CUT);
+            let before = scene.network.links().traffic().cut;
+            let cut = scene.network.links().impair([way], Link::CUT);
             assert_eq!(scene.echo(2).await, None);
-            assert_eq!(scene.network.traffic().cut, before + 1);
+            assert_eq!(scene.network.links().traffic().cut, before + 1);
             drop(cut);
             assert_eq!(scene.echo(3).await, Some(vec![3; 20]));
         }
         let stranger: SocketAddr = "127.0.0.1:1".parse().expect("an address");
-        let _cut = scene.network.cut(stranger, scene.server);
+        let _cut = scene.network.links().cut(stranger, scene.server);
         assert_eq!(scene.echo(4).await, Some(vec![4; 20]), "others are not concerned");
     }
 
@@ -433,8 +457,8 @@ mod tests {
     async fn who_is_cut_off_twice_must_be_healed_twice() {
         let scene = Scene::new().await;
         let (client, server) = scene.forth();
-        let first = scene.network.cut(client, server);
-        let second = scene.network.cut(client, server);
+        let first = scene.network.links().cut(client, server);
+        let second = scene.network.links().cut(client, server);
         drop(first);
         assert_eq!(scene.echo(1).await, None);
         drop(second);
@@ -444,25 +468,26 @@ mod tests {
     #[tokio::test]
     async fn a_part_is_lost_and_a_part_comes_twice() {
         let scene = Scene::new().await;
-        let lossy = scene.network.impair([scene.forth()], Link { loss: 1.0, ..Link::default() });
+        let lossy = scene.network.links().impair([scene.forth()], Link { loss: 1.0, ..Link::default() });
         assert_eq!(scene.echo(1).await, None);
         lossy.set(Link { duplicated: 1.0, ..Link::default() });
         assert_eq!(scene.echo(2).await, Some(vec![2; 20]));
         assert_eq!(scene.next().await, Some(vec![2; 20]));
         lossy.set(Link { loss: 0.3, ..Link::default() });
-        let before = scene.network.traffic();
+        let before = scene.network.links().traffic();
         for byte in 0..200 {
             scene.send(byte).await;
         }
         while scene.next().await.is_some() {}
-        let lost = scene.network.traffic().lost - before.lost;
+        let lost = scene.network.links().traffic().lost - before.lost;
         assert!((20..=120).contains(&lost), "{lost} of 200 were lost, and 60 were to be expected");
     }
 
     #[tokio::test]
     async fn bits_are_flipped_and_later_ones_overtake() {
         let scene = Scene::new().await;
-        let impaired = scene.network.impair([scene.back()], Link { corrupted: 1.0, ..Link::default() });
+        let impaired =
+            scene.network.links().impair([scene.back()], Link { corrupted: 1.0, ..Link::default() });
         let corrupted = scene.echo(0).await.expect("it comes");
         assert_eq!(corrupted.iter().map(|byte| byte.count_ones()).sum::<u32>(), 1);
         impaired.set(Link { reordered: 0.5, ..Link::default() });
@@ -484,8 +509,8 @@ mod tests {
         let delay = Duration::from_millis(60);
         let slow = Link { delay, ..Link::default() };
         let _impaired = [
-            scene.network.impair([scene.forth(), scene.back()], slow),
-            scene.network.impair([scene.forth()], slow),
+            scene.network.links().impair([scene.forth(), scene.back()], slow),
+            scene.network.links().impair([scene.forth()], slow),
         ];
         let began = Instant::now();
         assert_eq!(scene.echo(1).await, Some(vec![1; 20]));

@@ -274,12 +274,12 @@ async fn who_sends_and_who_receives_are_cut_off_from_each_other_and_healed() {
     else {
         unreachable!("only participants send shards")
     };
-    let cut = network.cut(addresses[source as usize - 1], addresses[3]);
+    let cut = network.links().cut(addresses[source as usize - 1], addresses[3]);
     for source in &sources {
         drill.release(*source).await;
     }
     eventually("their connections have died, and new ones are not made", async || {
-        network.traffic().refused > 0
+        network.links().traffic().refused > 0
     })
     .await;
     witness.until_it_goes_on().await;

@@ -11,7 +11,7 @@ use troth_sdk::harness::processes::Shape;
 use troth_tests::chaos::nemesis::Nemeses;
 use troth_tests::chaos::{Outcome, Plan, run};
 use troth_tests::history::{History, Workload, edn};
-use troth_tests::{logging, programs};
+use troth_tests::{logging_of_a_program, programs};
 
 /// Chaos on a cluster of real processes, and the verdict of a checker on what its clients saw.
 ///
@@ -66,7 +66,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    logging();
+    logging_of_a_program();
     let arguments = Arguments::parse();
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let command = format!(

@@ -255,7 +255,7 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Trouble> {
         seconds: seconds(&commits, from, to),
         longest_gap: longest_gap(&commits, from, to),
         ok_during_faults: during(&history, &tally.times),
-        traffic: faults.servers.network().traffic(),
+        traffic: faults.servers.network().links().traffic(),
         journal: journal.lines(),
         history,
         verdict,

@@ -95,33 +95,31 @@ impl Op {
         }
     }
 
-    /// Whether it touches something that another one touches too, where each says what that is: those that
+    /// Whether it matters which of the two comes first: one writes what the other reads or writes. Those that
     /// read or write all there is touch everything.
     pub fn meets(&self, other: &Op) -> bool {
-        match (self.keys(), other.keys()) {
-            (Some(one), Some(other)) => !one.is_disjoint(&other),
-            (None, _) | (_, None) => true,
-        }
+        let (Some(one), Some(other)) = (self.keys(), other.keys()) else { return true };
+        one.iter().any(|(key, writes)| other.get(key).is_some_and(|also| *writes || *also))
     }
 
-    /// What it touches; `None` if that is everything.
-    fn keys(&self) -> Option<BTreeSet<i64>> {
-        let registers = |mops: &[RwMop]| {
-            let key = |mop: &RwMop| match mop {
-                RwMop::Write { key, .. } | RwMop::Read { key, .. } => *key,
-            };
-            mops.iter().map(key).collect()
-        };
-        let list = |mop: &Mop| match mop {
-            Mop::Append { key, .. } | Mop::Read { key, .. } => *key,
-        };
+    /// What it touches, and whether it writes that; `None` if it touches everything.
+    fn keys(&self) -> Option<BTreeMap<i64, bool>> {
+        let mut keys = BTreeMap::new();
+        let mut touch = |key: i64, writes: bool| *keys.entry(key).or_default() |= writes;
         match self {
-            Op::Txn(mops) => Some(mops.iter().map(list).collect()),
-            Op::RwTxn(mops) | Op::Fork(mops) => Some(registers(mops)),
-            Op::Transfer { from, to, .. } => Some([*from, *to].into()),
-            Op::Add(element) => Some([*element].into()),
-            Op::Balances(_) | Op::Elements(_) | Op::Increment(_) | Op::Count(_) => None,
+            Op::Txn(mops) => mops.iter().for_each(|mop| match mop {
+                Mop::Append { key, .. } => touch(*key, true),
+                Mop::Read { key, .. } => touch(*key, false),
+            }),
+            Op::RwTxn(mops) | Op::Fork(mops) => mops.iter().for_each(|mop| match mop {
+                RwMop::Write { key, .. } => touch(*key, true),
+                RwMop::Read { key, .. } => touch(*key, false),
+            }),
+            Op::Transfer { from, to, .. } => [from, to].into_iter().for_each(|account| touch(*account, true)),
+            Op::Add(element) => touch(*element, true),
+            Op::Balances(_) | Op::Elements(_) | Op::Increment(_) | Op::Count(_) => return None,
         }
+        Some(keys)
     }
 
     /// Whether this can be an answer to a question: they differ in nothing but what was read.

@@ -5,9 +5,11 @@
 //! | `strike` | which fault comes next, whom it hits, and for how long |
 //! | `links` | what goes wrong between servers |
 //! | `record` | what is written down |
+//! | `ring` | participants that join and leave |
 
-mod links;
+pub mod links;
 mod record;
+pub mod ring;
 mod strike;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -42,6 +44,9 @@ const GAP: Duration = Duration::from_millis(2_000);
 
 /// When a server that has ended by itself is started again, as a supervisor would do.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
+
+/// The signal that asks a process to stop.
+const SIGTERM: i32 = 15;
 
 /// How long a server may take to stop when it is asked to.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
@@ -240,7 +245,11 @@ impl Faults {
             .iter()
             .any(|active| matches!(active.undo, Undo::Move { node, leaves: true, .. } if node == server));
         // One that was removed from the ring says so and ends.
-        if self.is_restarting(server) && status.success() || leaves && status.code() == Some(1) {
+        if leaves && status.code() == Some(1) {
+            return;
+        }
+        // One that is asked to stop while it starts has nothing to hand over, and ends at once.
+        if self.is_restarting(server) && (status.success() || status.signal() == Some(SIGTERM)) {
             return;
         }
         let last = self.servers.last_lines(server, 1).pop().unwrap_or_default();
@@ -280,6 +289,7 @@ impl Faults {
     /// Lets a fault go on, and tells whether it is over.
     fn is_over(&mut self, place: usize) -> Result<bool, Trouble> {
         let now = Instant::now();
+        let there: Vec<Server> = self.servers.all().collect();
         let active = &mut self.active[place];
         let late = now >= active.until;
         match &mut active.undo {
@@ -296,13 +306,17 @@ impl Faults {
                         self.servers.start(server)?;
                         *stopping = None;
                     }
+                    // It has left the ring meanwhile.
+                    Some((server, _)) if !there.contains(&server) => *stopping = None,
                     Some((server, since)) if since + STOP_PATIENCE < now => {
                         self.tally.crashed.push(format!("{server} does not stop when it is asked to"));
                         self.servers.kill(&[server])?;
                     }
                     Some(_) => {}
                     None => match waiting.pop_front() {
-                        Some(server) if self.servers.condition(server) == Condition::Up => {
+                        Some(server)
+                            if there.contains(&server) && self.servers.condition(server) == Condition::Up =>
+                        {
                             self.servers.terminate(server)?;
                             *stopping = Some((server, now));
                         }

@@ -7,19 +7,14 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::time::Instant;
-use troth_protocol::NodeId;
-use troth_sdk::harness::moving::{change_node, until_placed};
-use troth_sdk::operator::{NodeChange, Operator};
 
 use super::links::{self, Impaired, Party};
+use super::ring::change_ring;
 use super::{Faults, Undo};
 use crate::chaos::nemesis::Nemesis;
 use crate::chaos::servers::{Condition, Trouble};
 use crate::disk::FailReads;
 use crate::drill::Server;
-
-/// How long a change of the ring may take while everything else goes wrong.
-const MOVE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Participants there are at most.
 const NODES_MAX: usize = 6;
@@ -198,7 +193,7 @@ impl Faults {
 
     fn impair(&mut self, impaired: Impaired) -> (String, f64, Undo) {
         let Impaired { story, ways, link, flaps } = impaired;
-        let impairment = self.servers.network().impair(ways, link);
+        let impairment = self.servers.network().links().impair(ways, link);
         let undo = if flaps {
             Undo::Flap { impairment, is_cut: true, next: Instant::now() + FLAP_FIRST }
         } else {
@@ -264,18 +259,4 @@ impl Faults {
 
 fn list(servers: &[Server]) -> String {
     servers.iter().map(Server::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// Lets a participant join or leave, and waits until its shards have moved.
-async fn change_ring(operator: Operator, node: Server, leaves: bool) -> Result<(), String> {
-    let Server::Participant(id) = node else { return Err(format!("{node} has no shards")) };
-    let change = if leaves { NodeChange::Drain } else { NodeChange::Admit { weight: None, zone: None } };
-    let asked = change_node(&operator, NodeId(id), change, MOVE_PATIENCE).await;
-    asked.map_err(|error| error.to_string())?;
-    until_placed(&operator, MOVE_PATIENCE).await.map_err(|error| error.to_string())?;
-    if leaves {
-        let removed = change_node(&operator, NodeId(id), NodeChange::Remove, MOVE_PATIENCE).await;
-        removed.map_err(|error| error.to_string())?;
-    }
-    Ok(())
 }

@@ -48,6 +48,15 @@ fn writers_that_meet_must_have_timestamps_of_their_own() {
     check(Workload::Append, &text(1, 1), &[Class::DuplicateTimestamp]);
     check(Workload::Append, &text(1, 2), &[]);
     check(Workload::Append, &text(2, 1), &[]);
+    let also = |read: &str| {
+        format!(
+            "0 invoke :txn [[:append 1 1] [:r 3 nil]]
+             1 ok :txn [[:append 2 1] {read}], :commit-ts 1
+             0 ok :txn [[:append 1 1] [:r 3 nil]], :commit-ts 1"
+        )
+    };
+    check(Workload::Append, &also("[:r 3 nil]"), &[]);
+    check(Workload::Append, &also("[:r 1 [1]]"), &[Class::DuplicateTimestamp]);
     let readers = "0 ok :txn [[:r 1 nil]], :commit-ts 1\n1 ok :txn [[:r 1 nil]], :commit-ts 1";
     check(Workload::Append, readers, &[]);
 }
