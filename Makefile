@@ -9,9 +9,9 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # What the programs are made with: the command line, and sending spans to a collector.
 FEATURES := troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp
 # Tests mount file systems too, if they may.
-TEST_FEATURES := $(FEATURES)$(if $(filter 0,$(shell id -u)),$(comma)troth-tests/root)
+TEST_FEATURES := $(FEATURES),troth-tests/stack$(if $(filter 0,$(shell id -u)),$(comma)troth-tests/root)
 
-.PHONY: help setup setup-tests build demo test sim model chaos mutation mutations check fmt doc clean
+.PHONY: help setup setup-tests build demo test sim stack model chaos mutation mutations check fmt doc clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: setup-tests ## all tests
 
 sim: setup ## simulate clusters from twenty thousand seeds
 	cargo run --release --locked -p troth-tests --bin sim -- --seeds 0..20000
+
+stack: setup ## run the real servers on held clocks and a network in memory, from a hundred seeds
+	cargo run --release --locked -p troth-tests --features stack --bin stack -- --seeds 0..100
 
 model: setup ## explore every order of everything in small cases
 	cargo run --release --locked -p troth-tests --bin model

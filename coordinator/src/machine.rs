@@ -6,11 +6,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot, watch};
-use troth_protocol::clock::Clock;
+use troth_protocol::clock::{Clock, monotonic};
 use troth_protocol::message::shard::{Decision as Word, Vote};
 use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::{decode, encode};
@@ -84,7 +83,7 @@ impl Core {
 
     /// The moment, by both clocks.
     pub fn now(&self) -> Now {
-        Now { instant: Instant::now(), millis: self.clock.millis() }
+        Now { instant: monotonic(), millis: self.clock.millis() }
     }
 
     /// What is on record, as stored.

@@ -1,8 +1,13 @@
-//! The wall clock, read in one place, so that a test can move it.
+//! Both clocks, read in one place, so that a test can move them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// The clock that only goes forward. In a runtime whose time a test holds, it is that time.
+pub fn monotonic() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
 
 /// The wall clock of this process, with an offset that tests may set.
 #[derive(Clone, Debug, Default)]

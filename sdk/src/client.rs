@@ -209,7 +209,10 @@ impl Client {
 
 /// Prepares to call servers, and waits for nobody.
 pub(crate) fn bind(config: &ClientConfig) -> Result<(Arc<Quic>, Arc<Router>), Error> {
-    let quic_config = QuicConfig { bind: config.bind, ..QuicConfig::default() };
+    let mut quic_config = QuicConfig { bind: config.bind, ..QuicConfig::default() };
+    if let Some(sockets) = &config.sockets {
+        quic_config.sockets = sockets.clone();
+    }
     let quic =
         Quic::bind(quic_config, &config.credentials).map_err(|error| Error::Config(error.to_string()))?;
     let transport: Arc<dyn Transport> = Arc::new(quic.clone());

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use troth_protocol::net::quic::Sockets;
 use troth_protocol::net::tls::{CredentialFiles, Credentials};
 use troth_protocol::process::{self, Source, TlsSection};
 
@@ -19,6 +21,8 @@ pub struct ClientConfig {
     pub credentials: Credentials,
     /// The local address to talk from; port 0: the system chooses one.
     pub bind: SocketAddr,
+    /// Where sockets come from, if not from the operating system.
+    pub sockets: Option<Arc<dyn Sockets>>,
     /// How long a transaction may take, with all its retries.
     pub timeout: Duration,
 }
@@ -41,6 +45,7 @@ impl ClientConfig {
             coordinators,
             credentials,
             bind: SocketAddr::from((any, 0)),
+            sockets: None,
             timeout: Duration::from_secs(30),
         }
     }

@@ -9,6 +9,8 @@ pub mod model;
 pub mod network;
 pub mod page;
 pub mod sim;
+#[cfg(feature = "stack")]
+pub mod stack;
 pub mod witness;
 
 use std::future::Future;

@@ -60,10 +60,12 @@ impl Coordinator {
         }
         nodes.retain(|view| catalog.map.node(view.id).is_some());
         nodes.sort_by_key(|view| view.id);
-        let age =
-            |(shard, since): (&ShardId, &std::time::Instant)| (*shard, since.elapsed().as_millis() as u64);
+        let now = inner.core.now();
+        let age = |(shard, since): (&ShardId, &std::time::Instant)| {
+            (*shard, now.instant.saturating_duration_since(*since).as_millis() as u64)
+        };
         Ok(Overview {
-            at_ms: inner.core.now().millis,
+            at_ms: now.millis,
             leader: inner.id,
             epoch: leader.epoch(),
             target: catalog.map.target(),

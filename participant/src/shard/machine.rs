@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
+use troth_protocol::clock::monotonic;
 use troth_protocol::message::shard::Decision;
 use troth_protocol::message::txn::Outcome;
 use troth_protocol::mutation::{self, Bug};
@@ -80,7 +80,7 @@ impl Core {
             return;
         };
         let before = leader.poll_timeout();
-        leader.handle_event(Instant::now(), event, state);
+        leader.handle_event(monotonic(), event, state);
         let timeout_changed = leader.poll_timeout() != before;
         if inner.perform() || timeout_changed {
             self.changed.notify_one();

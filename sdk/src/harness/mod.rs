@@ -6,9 +6,9 @@ pub mod load;
 pub mod moving;
 pub mod processes;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::operator::{ClusterStatus, Operator};
 

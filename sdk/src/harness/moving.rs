@@ -1,8 +1,8 @@
 //! Nodes that come and go, and shards that follow them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use troth_protocol::NodeId;
 use troth_protocol::ring::diff;
 

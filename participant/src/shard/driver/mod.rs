@@ -7,15 +7,15 @@ mod reading;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
-use troth_protocol::clock::Clock;
+use troth_protocol::clock::{Clock, monotonic};
 use troth_protocol::fault;
 use troth_protocol::message::admin::FaultPoint;
 use troth_protocol::message::coordinator;
@@ -122,7 +122,7 @@ impl Shard {
     }
 
     /// Answers a request.
-    pub async fn handle(&self, request: Request, deadline: tokio::time::Instant) -> Result<Response, Reject> {
+    pub async fn handle(&self, request: Request, deadline: Instant) -> Result<Response, Reject> {
         let inner = &self.inner;
         match request {
             Request::Read { at, keys } => inner.read(at, keys, deadline).await.map(Response::Values),
@@ -320,7 +320,7 @@ impl Inner {
         if core.state.marks().lead != lead {
             return;
         }
-        core.leader = Some(Leader::new(lead, fresh, Instant::now(), &core.state));
+        core.leader = Some(Leader::new(lead, fresh, monotonic(), &core.state));
         self.metrics.led();
         tracing::info!(shard = %self.shard, lead, "serving");
         self.core.changed.notify_one();
@@ -353,7 +353,7 @@ impl Inner {
                 () = due => {
                     let mut core = self.core.lock();
                     if let Some(leader) = &mut core.leader {
-                        leader.handle_timeout(Instant::now());
+                        leader.handle_timeout(monotonic());
                     }
                     core.perform();
                 }
@@ -388,7 +388,7 @@ impl Inner {
 
     async fn ask(&self, txns: Vec<TxnId>) -> Event {
         let request = coordinator::Request::Resolve { txns: txns.clone() };
-        let deadline = tokio::time::Instant::now() + ASK_TIMEOUT;
+        let deadline = Instant::now() + ASK_TIMEOUT;
         match self.router.coordinator(request, Resend::Idempotent, deadline).await {
             Ok(coordinator::Response::Resolved { epoch, resolutions }) if resolutions.len() == txns.len() => {
                 Event::Resolved { epoch, resolutions: txns.into_iter().zip(resolutions).collect() }

@@ -25,12 +25,14 @@ mod frames;
 mod server;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use quinn::Runtime;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -77,9 +79,30 @@ const BUDGET_UNIT: usize = 1024;
 /// process holds at once; after that it reads no more of that kind.
 const LARGE_BYTES_MAX: usize = 256 << 20;
 
+/// Where sockets come from.
+pub trait Sockets: fmt::Debug + Send + Sync {
+    /// A socket that is bound to an address.
+    ///
+    /// # Errors
+    /// If the address is taken, or not one of this machine.
+    fn open(&self, address: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>>;
+}
+
+/// The sockets of the operating system.
+#[derive(Debug)]
+struct SystemSockets;
+
+impl Sockets for SystemSockets {
+    fn open(&self, address: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
+        quinn::TokioRuntime.wrap_udp_socket(socket(address)?)
+    }
+}
+
 /// How to talk QUIC.
 #[derive(Clone, Debug)]
 pub struct QuicConfig {
+    /// Where sockets come from: the operating system, or a test.
+    pub sockets: Arc<dyn Sockets>,
     /// Where to listen; port 0: the system chooses one.
     pub bind: SocketAddr,
     /// Let the kernel cut packets (GSO). Faster on a network, slower on loopback. `None`: off if
@@ -96,6 +119,7 @@ pub struct QuicConfig {
 impl Default for QuicConfig {
     fn default() -> QuicConfig {
         QuicConfig {
+            sockets: Arc::new(SystemSockets),
             bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             segmentation_offload: None,
             connect_timeout: Duration::from_secs(2),
@@ -182,9 +206,11 @@ impl Quic {
         let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &credentials.reset_secret());
         let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
         endpoint_config.cid_generator(|| Box::new(ConnectionIds));
-        let endpoint = socket(config.bind)
+        let endpoint = config
+            .sockets
+            .open(config.bind)
             .and_then(|socket| {
-                quinn::Endpoint::new(
+                quinn::Endpoint::new_with_abstract_socket(
                     endpoint_config,
                     Some(server_config),
                     socket,
