@@ -11,7 +11,7 @@ FEATURES := troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp
 # Tests mount file systems too, if they may.
 TEST_FEATURES := $(FEATURES),troth-tests/stack$(if $(filter 0,$(shell id -u)),$(comma)troth-tests/root)
 
-.PHONY: help setup setup-tests build demo test sim stack model chaos mutation mutations check fmt doc clean
+.PHONY: help setup setup-tests build demo test sim stack fuzz model chaos mutation mutations check fmt doc clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ sim: setup ## simulate clusters from twenty thousand seeds
 
 stack: setup ## run the real servers on held clocks and a network in memory, from a hundred seeds
 	cargo run --release --locked -p troth-tests --features stack --bin stack -- --seeds 0..100
+
+fuzz: setup ## look for bytes that something does not take, ten minutes for each thing that takes bytes
+	scripts/fuzz 600
 
 model: setup ## explore every order of everything in small cases
 	cargo run --release --locked -p troth-tests --bin model

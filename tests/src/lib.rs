@@ -4,10 +4,12 @@ pub mod chaos;
 pub mod checker;
 pub mod disk;
 pub mod drill;
+pub mod fuzz;
 pub mod history;
 pub mod model;
 pub mod network;
 pub mod page;
+pub mod rude;
 pub mod sim;
 #[cfg(feature = "stack")]
 pub mod stack;

@@ -3,48 +3,22 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::crypto::rustls::QuicClientConfig;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use troth_protocol::message::{Request, Response, coordinator, shard};
 use troth_protocol::net::Peer;
 use troth_protocol::{Epoch, FolderId, Reject, ShardId};
 use troth_sdk::Client;
-use troth_tests::{PATIENCE, SMALL, in_time, processes};
+use troth_tests::rude::{self, Manner, Plan};
+use troth_tests::{SMALL, in_time, processes, seed};
 
-/// A QUIC client with the cluster's client certificate, and no manners.
 async fn connect(cluster: &Path, server: SocketAddr, name: &str) -> quinn::Connection {
-    let certificate =
-        |file: &str| CertificateDer::from_pem_file(cluster.join(file)).expect("written by the layout");
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate("ca.pem")).expect("an authority");
-    let key = PrivateKeyDer::from_pem_file(cluster.join("client-key.pem")).expect("a key");
-    let mut tls =
-        rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .with_root_certificates(roots)
-            .with_client_auth_cert(vec![certificate("client.pem")], key)
-            .expect("a certificate and its key");
-    tls.alpn_protocols = vec![b"troth".to_vec()];
-    let tls = QuicClientConfig::try_from(tls).expect("usable for QUIC");
-    let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a socket");
-    let config = quinn::ClientConfig::new(Arc::new(tls));
-    let connecting = endpoint.connect_with(config, server, name).expect("a plain address");
-    timeout(PATIENCE, connecting).await.expect("in time").expect("the certificate is good")
+    rude::connect(cluster, "client", server, name).await.expect("the certificate is good")
 }
 
-/// Says hello as it should be said, and returns the stream that it was said on.
 async fn hello(connection: &quinn::Connection) -> quinn::SendStream {
-    let (mut send, mut receive) = connection.open_bi().await.expect("a stream");
-    send.write_all(&troth_protocol::wire::Hello::OURS.to_bytes()).await.expect("sent");
-    let mut answer = [0; troth_protocol::wire::HELLO_BYTES];
-    in_time(receive.read_exact(&mut answer)).await.expect("a hello in return");
-    send
+    rude::hello(connection).await.expect("a hello in return")
 }
 
 /// The server's reason for closing a connection.
@@ -141,4 +115,13 @@ async fn a_client_may_not_say_what_only_peers_say() {
         is_served(&client, name).await;
     }
     client.close().await;
+}
+
+/// A slice; `rude --seconds 600` is the long one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn live_servers_serve_on_whatever_anybody_sends() {
+    let plan = Plan { time: Duration::from_secs(10), seed: seed(), clients: 8 };
+    let outcome = rude::run(&plan).await;
+    assert_eq!(outcome.complaints, Vec::<String>::new(), "{outcome:?}");
+    assert!(outcome.served > 10 && outcome.offences.len() == Manner::ALL.len(), "{outcome:?}");
 }

@@ -11,8 +11,8 @@ pub mod admin;
 pub mod coordinator;
 pub mod overview;
 pub mod raft;
-#[cfg(test)]
-pub(crate) mod samples;
+#[cfg(any(test, feature = "samples"))]
+pub mod samples;
 pub mod shard;
 pub mod txn;
 

@@ -83,7 +83,7 @@ fn report() -> NodeReport {
     }
 }
 
-fn map() -> ClusterMap {
+pub fn map() -> ClusterMap {
     ClusterMap {
         cluster: ClusterId([7; 16]),
         epoch: MapEpoch(8),

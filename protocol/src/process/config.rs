@@ -93,6 +93,14 @@ impl Source {
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<(T, Source), ConfigError> {
     let text =
         fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse(path, text)
+}
+
+/// The same for a file that was read already.
+///
+/// # Errors
+/// Names the line.
+pub fn parse<T: DeserializeOwned>(path: &Path, text: String) -> Result<(T, Source), ConfigError> {
     let config = toml::from_str(&text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start);
         let line = text[..offset.min(text.len())].matches('\n').count() + 1;
