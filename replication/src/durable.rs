@@ -129,9 +129,8 @@ pub(crate) fn inspect(folder: &Path, synced: u64) -> Result<DBRecoveryMode, Refu
         },
         Err(error) => return Err(Refusal::Unreadable(error)),
     };
-    match (mode, count) {
-        (_, count) if count >= synced => {}
-        (_, count) => return Err(Refusal::Lost(count)),
+    if count < synced {
+        return Err(Refusal::Lost(count));
     }
     if mode == torn {
         tracing::warn!(count, "the write-ahead log ends in what was not synced; that is left out");

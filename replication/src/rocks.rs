@@ -72,7 +72,7 @@ impl From<StoreError> for io::Error {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder cannot be made or written.
-    #[error("data folder {path}: {source}; choose a folder that this user may write to")]
+    #[error("data folder {path}: {source}{}", hint(source))]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -118,6 +118,17 @@ pub enum OpenError {
         /// Who opens it.
         expected: String,
     },
+}
+
+/// The system's number for a disk that fails.
+const EIO: i32 = 5;
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; make room on its disk",
+        _ if source.raw_os_error() == Some(EIO) => "; its disk may be damaged",
+        _ => "; choose a folder that this user may write to",
+    }
 }
 
 /// A RocksDB with its column families. Cheap to clone; closed when the last clone is gone.

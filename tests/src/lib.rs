@@ -10,6 +10,7 @@ pub mod model;
 pub mod network;
 pub mod page;
 pub mod rude;
+pub mod seeds;
 pub mod sim;
 #[cfg(feature = "stack")]
 pub mod stack;

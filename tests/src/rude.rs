@@ -284,11 +284,12 @@ fn frame(payload: Vec<u8>, rng: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
+/// Changes some bytes, each once, so that it is certainly not what it was.
 fn damage(bytes: &mut [u8], rng: &mut StdRng) {
-    for _ in 0..rng.random_range(1..6) {
-        let at = rng.random_range(0..bytes.len());
-        bytes[at] =
-            if rng.random_bool(0.5) { bytes[at] ^ (1 << rng.random_range(0..8)) } else { rng.random() };
+    let count = rng.random_range(1..6).min(bytes.len());
+    for at in rand::seq::index::sample(rng, bytes.len(), count) {
+        bytes[at] ^=
+            if rng.random_bool(0.5) { 1 << rng.random_range(0..8) } else { rng.random_range(1..=255) };
     }
 }
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
+use troth_tests::seeds;
 use troth_tests::sim::faults::Kind;
 use troth_tests::sim::run::{Options, Report, run, shrink};
 use troth_tests::sim::schedule::Tracing;
@@ -15,7 +15,7 @@ use troth_tests::sim::schedule::Tracing;
 #[derive(Parser)]
 struct Arguments {
     /// The seeds, `FROM..TO`.
-    #[arg(long, value_parser = seeds, conflicts_with = "seed")]
+    #[arg(long, value_parser = seeds::range, conflicts_with = "seed")]
     seeds: Option<(u64, u64)>,
     /// One seed, as a failure names it.
     #[arg(long)]
@@ -44,11 +44,6 @@ struct Arguments {
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
-}
-
-fn seeds(text: &str) -> Result<(u64, u64), String> {
-    let range = text.split_once("..").and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
-    range.filter(|(from, to)| from < to).ok_or_else(|| "seeds are FROM..TO, like 0..2000".into())
 }
 
 fn kind(text: &str) -> Result<Kind, String> {
@@ -107,29 +102,18 @@ fn main() -> ExitCode {
 
     let began = Instant::now();
     let totals = Mutex::new(Totals::default());
-    let next = AtomicU64::new(from);
     let threads = match arguments.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to {
-                        return;
-                    }
-                    let options = options(seed);
-                    let (report, _) = run(&options, Tracing::Number);
-                    let mut totals = totals.lock().expect("no run panics while it holds this");
-                    if let Some(violation) = report.violations.first() {
-                        eprintln!("seed {seed}: {violation}\n    {}", options.command());
-                    }
-                    totals.add(&options, report);
-                }
-            });
+    seeds::each((from, to), threads, |seed| {
+        let options = options(seed);
+        let (report, _) = run(&options, Tracing::Number);
+        let mut totals = totals.lock().expect("no run panics while it holds this");
+        if let Some(violation) = report.violations.first() {
+            eprintln!("seed {seed}: {violation}\n    {}", options.command());
         }
+        totals.add(&options, report);
     });
     let elapsed = began.elapsed();
     let totals = totals.into_inner().expect("no run has panicked");

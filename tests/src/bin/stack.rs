@@ -4,19 +4,18 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use troth_tests::history::{Workload, edn};
 use troth_tests::stack::{Outcome, Plan, run};
-use troth_tests::{logging_of_a_program, stack};
+use troth_tests::{logging_of_a_program, seeds, stack};
 
 /// The real stack on a simulated network: each seed is a cluster, its applications, and all that goes wrong.
 #[derive(Parser)]
 struct Arguments {
     /// The seeds, `FROM..TO`.
-    #[arg(long, value_parser = seeds, conflicts_with = "seed")]
+    #[arg(long, value_parser = seeds::range, conflicts_with = "seed")]
     seeds: Option<(u64, u64)>,
     /// One seed, as a failure names it; what happens is printed.
     #[arg(long)]
@@ -37,11 +36,6 @@ struct Arguments {
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
-}
-
-fn seeds(text: &str) -> Result<(u64, u64), String> {
-    let range = text.split_once("..").and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
-    range.filter(|(from, to)| from < to).ok_or_else(|| "seeds are FROM..TO, like 0..20".into())
 }
 
 #[derive(Default)]
@@ -96,32 +90,21 @@ fn main() -> ExitCode {
     };
     let began = Instant::now();
     let totals = Mutex::new(Totals::default());
-    let next = AtomicU64::new(from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to {
-                        return;
-                    }
-                    let outcome = one(&plan(seed), arguments.history.as_deref());
-                    let mut totals = totals.lock().expect("no run panics while it holds this");
-                    match outcome {
-                        Ok(outcome) => {
-                            for violation in &outcome.violations {
-                                let again = format!("stack --seed {seed} --seconds {}", arguments.seconds);
-                                eprintln!("seed {seed}, {}: {violation}\n    {again}", outcome.workload);
-                            }
-                            totals.add(seed, &outcome);
-                        }
-                        Err(error) => {
-                            eprintln!("seed {seed}: {error}");
-                            totals.failures.push(seed);
-                        }
-                    }
+    seeds::each((from, to), threads, |seed| {
+        let outcome = one(&plan(seed), arguments.history.as_deref());
+        let mut totals = totals.lock().expect("no run panics while it holds this");
+        match outcome {
+            Ok(outcome) => {
+                for violation in &outcome.violations {
+                    let again = format!("stack --seed {seed} --seconds {}", arguments.seconds);
+                    eprintln!("seed {seed}, {}: {violation}\n    {again}", outcome.workload);
                 }
-            });
+                totals.add(seed, &outcome);
+            }
+            Err(error) => {
+                eprintln!("seed {seed}: {error}");
+                totals.failures.push(seed);
+            }
         }
     });
     let elapsed = began.elapsed();

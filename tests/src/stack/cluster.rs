@@ -10,12 +10,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use troth_coordinator::config::PeerSection;
+use troth_protocol::clock::Clock;
 use troth_protocol::net::BoxFuture;
 use troth_protocol::net::tls::{CERTIFICATE_VALIDITY, Credentials};
 use troth_protocol::process::Basics;
@@ -122,7 +124,6 @@ pub struct Cluster {
     hosts: BTreeMap<Who, Host>,
     stops: BTreeMap<Who, CancellationToken>,
     rng: StdRng,
-    lives: u64,
 }
 
 impl Cluster {
@@ -149,7 +150,6 @@ impl Cluster {
             hosts: BTreeMap::new(),
             stops: BTreeMap::new(),
             rng,
-            lives: 0,
         };
         for role in [Role::Client, Role::Admin] {
             cluster.issue(role, role.name())?;
@@ -240,12 +240,6 @@ impl Cluster {
         }
     }
 
-    fn stop_of(&mut self, who: Who) -> CancellationToken {
-        let stop = CancellationToken::new();
-        self.stops.insert(who, stop.clone());
-        stop
-    }
-
     fn coordinator_addresses(&self) -> Vec<String> {
         let coordinator = |id| Who::Server(Server::Coordinator(id)).address().to_string();
         (1..=self.shape.coordinators).map(coordinator).collect()
@@ -272,25 +266,32 @@ impl Cluster {
         config.nodes = self.shape.nodes as u16;
         // So that logs are cut, and members that were away get snapshots.
         config.log_entries_max = 200;
-        let credentials = Arc::new(self.credentials(&who.to_string())?);
-        let (clock, stop) = (self.host(who).clock(), self.stop_of(who));
-        self.host(who).boot(serve(stop, move || {
-            let (config, credentials, clock) = (config.clone(), credentials.clone(), clock.clone());
+        self.boot_server(who, move |credentials, clock| {
+            let config = config.clone();
             Box::pin(async move { troth_coordinator::Server::start(config, &credentials, clock).await })
-        }));
-        Ok(())
+        })
     }
 
     fn boot_participant(&mut self, who: Who, id: u64) -> Result<(), String> {
         let mut config = troth_participant::Config::new(id, self.data(who), self.coordinator_addresses());
         self.prepare(&mut config.basics, who);
         config.log_entries_max = 200;
-        let credentials = Arc::new(self.credentials(&who.to_string())?);
-        let (clock, stop) = (self.host(who).clock(), self.stop_of(who));
-        self.host(who).boot(serve(stop, move || {
-            let (config, credentials, clock) = (config.clone(), credentials.clone(), clock.clone());
+        self.boot_server(who, move |credentials, clock| {
+            let config = config.clone();
             Box::pin(async move { troth_participant::Server::start(config, &credentials, clock).await })
-        }));
+        })
+    }
+
+    fn boot_server<S: Running + 'static>(
+        &mut self,
+        who: Who,
+        start: impl Fn(Arc<Credentials>, Clock) -> BoxFuture<'static, Result<S, ServerError>> + 'static,
+    ) -> Result<(), String> {
+        let credentials = Arc::new(self.credentials(&who.to_string())?);
+        let stop = CancellationToken::new();
+        self.stops.insert(who, stop.clone());
+        let clock = self.host(who).clock();
+        self.host(who).boot(serve(stop, move || start(credentials.clone(), clock.clone())));
         Ok(())
     }
 
@@ -308,8 +309,7 @@ impl Cluster {
         let slot: Arc<Mutex<Option<Client>>> = Arc::default();
         self.clients.insert(number, slot.clone());
         let (applications, busy) = (self.applications.clone(), Busy::new(&self.busy));
-        self.lives += 1;
-        let (processes, seed) = (self.shape.processes, self.lives << 8);
+        let (processes, seed) = (self.shape.processes, self.rng.random::<u64>());
         self.host(who).boot(async move {
             let busy = busy;
             let client = loop {
@@ -324,7 +324,7 @@ impl Cluster {
             *slot.lock() = Some(client.clone());
             let mut running = JoinSet::new();
             for process in 0..processes {
-                running.spawn(applications.clone().run(client.clone(), seed + process as u64));
+                running.spawn(applications.clone().run(client.clone(), seed.wrapping_add(process as u64)));
             }
             while running.join_next().await.is_some() {}
             drop(busy);

@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
+use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep};
 use troth_sdk::operator::Operator;
@@ -44,9 +45,6 @@ const GAP: Duration = Duration::from_millis(2_000);
 
 /// When a server that has ended by itself is started again, as a supervisor would do.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
-
-/// The signal that asks a process to stop.
-const SIGTERM: i32 = 15;
 
 /// How long a server may take to stop when it is asked to.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
@@ -249,7 +247,8 @@ impl Faults {
             return;
         }
         // One that is asked to stop while it starts has nothing to hand over, and ends at once.
-        if self.is_restarting(server) && (status.success() || status.signal() == Some(SIGTERM)) {
+        if self.is_restarting(server) && (status.success() || status.signal() == Some(Signal::TERM.as_raw()))
+        {
             return;
         }
         let last = self.servers.last_lines(server, 1).pop().unwrap_or_default();
