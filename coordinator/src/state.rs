@@ -329,7 +329,13 @@ impl State {
         let no_cluster = || "there is no cluster yet".to_owned();
         let Catalog { map, records, removed, .. } = self.catalog.as_mut().ok_or_else(no_cluster)?;
         if removed.contains(&id) {
-            return Err(format!("node {id} was removed; an id is never used again"));
+            // Whoever asks once more, because the answer was lost, has what was asked for.
+            return match change {
+                NodeChange::Remove => Ok(()),
+                NodeChange::Admit { .. } | NodeChange::Drain => {
+                    Err(format!("node {id} was removed; an id is never used again"))
+                }
+            };
         }
         let unknown = |_| format!("node {id} has not made itself known; start it first");
         let at = map.nodes.binary_search_by_key(&id, |known| known.id).map_err(unknown)?;

@@ -106,6 +106,12 @@ async fn a_node_joins_and_another_one_leaves() {
     let status = process.stop(Duration::from_secs(20)).expect("it stops");
     assert_eq!(status.code(), Some(0));
     drill.operator.change_node(NodeId(1), NodeChange::Remove).await.expect("it holds nothing");
+    // Whoever has not heard the answer asks again.
+    drill.operator.change_node(NodeId(1), NodeChange::Remove).await.expect("it is removed");
+    let admit = NodeChange::Admit { weight: None, zone: None };
+    let refused = drill.operator.change_node(NodeId(1), admit).await;
+    let refused = refused.expect_err("its id is used up").to_string();
+    assert!(refused.contains("an id is never used again"), "{refused}");
     let process = drill.process(Server::Participant(1));
     process.start().expect("it starts");
     let status = process.wait(PATIENCE).expect("it ends by itself");
