@@ -9,18 +9,18 @@
 //! timers that come early. Processes number what they do for themselves, and wall clocks stand still, so
 //! that two orders which lead to the same state are one state.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
-use std::time::Duration;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use stateright::{Model, Property};
+use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 use troth_coordinator::leader::Limits;
 use troth_protocol::message::{Request, coordinator};
 use troth_protocol::{GroupId, Key, KeyRange, ShardId};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::sim::calls::Call;
 use crate::sim::client::{Action as Act, Client, Plan};
 use crate::sim::faults::Fault;
 use crate::sim::world::{Shape, World};
@@ -161,9 +161,9 @@ pub fn cases() -> Vec<Case> {
 pub struct State {
     world: World,
     /// What may happen now, each with its name, in the order of names.
-    pending: Vec<(String, Item)>,
+    pending: Vec<(Arc<str>, Item)>,
     /// What happens when time has passed.
-    timers: Vec<(Duration, String, Item)>,
+    timers: Vec<(Duration, Arc<str>, Item)>,
     budget: Budget,
     down: Option<Address>,
     just_died: bool,
@@ -171,31 +171,41 @@ pub struct State {
     over: bool,
 }
 
-/// Equal if what is told of them is: no more is compared when states are counted either.
+impl State {
+    /// All that may still matter, as a number.
+    fn digest(&self) -> u64 {
+        struct Feed(Xxh3);
+        impl fmt::Write for Feed {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0.update(text.as_bytes());
+                Ok(())
+            }
+        }
+        let mut feed = Feed(Xxh3::new());
+        self.world.tell(&mut feed).expect("a hasher takes everything");
+        let State { pending, timers, budget, down, just_died, over, .. } = self;
+        let Feed(mut hash) = feed;
+        for (name, _) in pending {
+            name.hash(&mut hash);
+        }
+        for (due, name, _) in timers {
+            (due, name).hash(&mut hash);
+        }
+        (budget, down, just_died, over).hash(&mut hash);
+        hash.digest()
+    }
+}
+
+/// Equal if their digests are: no more is compared when states are counted either.
 impl PartialEq for State {
     fn eq(&self, other: &State) -> bool {
-        let told = |state: &State| BuildHasherDefault::<Xxh3>::default().hash_one(state);
-        told(self) == told(other)
+        self.digest() == other.digest()
     }
 }
 
 impl Hash for State {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        struct Feed<'a, H>(&'a mut H);
-        impl<H: Hasher> fmt::Write for Feed<'_, H> {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                self.0.write(text.as_bytes());
-                Ok(())
-            }
-        }
-        self.world.tell(&mut Feed(state)).expect("a hasher takes everything");
-        for (name, _) in &self.pending {
-            name.hash(state);
-        }
-        for (due, name, _) in &self.timers {
-            (due, name).hash(state);
-        }
-        (self.budget, self.just_died, self.over).hash(state);
+        self.digest().hash(state);
     }
 }
 
@@ -203,13 +213,13 @@ impl Hash for State {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
     /// This, of what may happen now.
-    Happens(String),
+    Happens(Arc<str>),
     /// This message is lost.
-    IsLost(String),
+    IsLost(Arc<str>),
     /// This message comes now, and once more later.
-    ComesTwice(String),
+    ComesTwice(Arc<str>),
     /// This timer comes early.
-    ComesEarly(String),
+    ComesEarly(Arc<str>),
     /// Another leader is elected; so many entries survive.
     Elect(GroupId, Address, usize),
     /// A server dies.
@@ -224,12 +234,87 @@ pub enum Step {
 #[derive(Clone, Debug)]
 pub struct Explorer {
     case: Case,
+    /// Orders that lead to the same are all explored.
+    every_order: bool,
+}
+
+/// What came of exploring a case.
+#[derive(Clone, Debug)]
+pub struct Explored {
+    /// Different states.
+    pub states: usize,
+    /// All steps between them.
+    pub steps: usize,
+    /// The longest path.
+    pub depth: usize,
+    /// Nothing is left to explore.
+    pub complete: bool,
+    /// What does not hold, each with a way there in words, if there is one.
+    pub failures: Vec<(&'static str, String)>,
 }
 
 impl Explorer {
     /// An explorer of a case.
     pub fn new(case: Case) -> Explorer {
-        Explorer { case }
+        Explorer { case, every_order: false }
+    }
+
+    /// The same, which explores also orders of which is known that they lead to the same. It must find the
+    /// same, only later.
+    pub fn of_every_order(case: Case) -> Explorer {
+        Explorer { case, every_order: true }
+    }
+
+    /// Explores until nothing is left, something is broken, or the time is over.
+    pub fn explore(self, limit: Duration) -> Explored {
+        let began = Instant::now();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let checker = self.checker().threads(threads).timeout(limit);
+        let checker = checker.finish_when(HasDiscoveries::AnyFailures).spawn_dfs().join();
+        let complete = began.elapsed() < limit;
+        let holds = |property: &Property<Explorer>| {
+            let found = checker.discovery(property.name).is_some();
+            found == matches!(property.expectation, Expectation::Sometimes)
+        };
+        let way = |name| {
+            let path = checker.discovery(name).into_iter().flat_map(|path| path.into_vec());
+            let words = path.map(|(state, step)| match step {
+                Some(step) => format!("    {step:?}\n"),
+                None => format!("    then: {:?}\n", state.violations()),
+            });
+            (name, words.collect())
+        };
+        Explored {
+            states: checker.unique_state_count(),
+            steps: checker.state_count(),
+            depth: checker.max_depth(),
+            complete,
+            failures: checker
+                .model()
+                .properties()
+                .iter()
+                .filter(|property| !holds(property))
+                .map(|property| way(property.name))
+                .collect(),
+        }
+    }
+
+    /// Every way in which the case can end: what became of each transaction, in words.
+    pub fn endings(&self) -> BTreeSet<String> {
+        let (mut seen, mut endings) = (BTreeSet::new(), BTreeSet::new());
+        let mut left = self.init_states();
+        while let Some(state) = left.pop() {
+            if !seen.insert(state.digest()) {
+                continue;
+            }
+            if state.over {
+                endings.insert(state.ending());
+            }
+            let mut steps = Vec::new();
+            self.actions(&state, &mut steps);
+            left.extend(steps.into_iter().filter_map(|step| self.next_state(&state, step)));
+        }
+        endings
     }
 
     fn first(&self) -> State {
@@ -306,18 +391,17 @@ impl State {
         served && self.pending.is_empty() && self.world.are_servers_at_rest().is_none()
     }
 
-    fn add(&mut self, item: Item) {
-        // How far a log is committed, a member hears once.
-        if let Item::Learn { seat, .. } = &item
-            && self
-                .pending
-                .iter()
-                .any(|(_, other)| matches!(other, Item::Learn { seat: same, .. } if same == seat))
-        {
+    fn add(&mut self, mut item: Item) {
+        // How far a log is committed, a member hears once, and then all of it.
+        let learns = matches!(item, Item::Learn { .. });
+        if let Item::Learn { upto, .. } = &mut item {
+            *upto = 0;
+        }
+        let name: Arc<str> = format!("{item:?}").into();
+        let at = self.pending.partition_point(|(other, _)| *other < name);
+        if learns && self.pending.get(at).is_some_and(|(other, _)| *other == name) {
             return;
         }
-        let name = format!("{item:?}");
-        let at = self.pending.partition_point(|(other, _)| *other <= name);
         self.pending.insert(at, (name, item));
     }
 
@@ -334,7 +418,7 @@ impl State {
                     (Pace::Round, Item::Barrier { seat, .. }) if alone(&seat.group) => local.push_back(item),
                     (Pace::Network(..) | Pace::Round | Pace::Notice, _) => self.add(item),
                     (Pace::After(wait), _) => {
-                        let (due, name) = (self.world.shared.time + wait, format!("{item:?}"));
+                        let (due, name) = (self.world.shared.time + wait, format!("{item:?}").into());
                         let at =
                             self.timers.partition_point(|(other, named, _)| (*other, named) <= (due, &name));
                         self.timers.insert(at, (due, name, item));
@@ -342,10 +426,14 @@ impl State {
                 }
             }
         }
+        let world = &self.world;
+        self.pending.retain(|(_, item)| !world.is_moot(item, None));
+        self.timers.retain(|(due, _, item)| !world.is_moot(item, Some(*due)));
+        self.timers.dedup_by(|one, other| (one.0, &one.1) == (other.0, &other.1));
     }
 
     fn take(&mut self, name: &str) -> Option<Item> {
-        let at = self.pending.iter().position(|(other, _)| other == name)?;
+        let at = self.pending.iter().position(|(other, _)| **other == *name)?;
         Some(self.pending.remove(at).1)
     }
 
@@ -375,9 +463,41 @@ impl State {
         }
     }
 
+    /// Something that may happen and leads to the same whether it happens now or after anything else: then
+    /// it is enough to let it happen now.
+    fn first_alone(&self) -> Option<&(Arc<str>, Item)> {
+        let Budget { elections, shard_elections, crashes, losses: _, doubles, early } = self.budget;
+        let settled = crashes == 0 && doubles == 0 && early == 0 && self.down.is_none();
+        let stays = |group: GroupId| match group {
+            GroupId::Coordinator => elections == 0,
+            GroupId::Shard(_) => shard_elections == 0,
+        };
+        self.pending.iter().find(|(_, item)| match item {
+            // A member that does not lead applies what the others have, and nobody sees it.
+            Item::Learn { seat, .. } => self.world.follows(*seat),
+            // A client that waits for one answer does nothing else.
+            Item::Answer { call, .. } | Item::Broken { call, .. }
+                if settled && self.world.awaits_only(*call) =>
+            {
+                true
+            }
+            // A coordinator that does not lead any more has nothing to do with what was answered.
+            Item::Answer { call, answer, .. } if settled => self.world.is_late(*call, answer),
+            // Who does not lead, and will not, says so.
+            Item::Ask { to, group, .. } if settled && stays(*group) => self.world.declines(*to, *group),
+            _ => false,
+        })
+    }
+
     /// What went wrong on the way here.
     pub fn violations(&self) -> &[String] {
         &self.world.shared.ghost.violations
+    }
+
+    /// What became of everything.
+    fn ending(&self) -> String {
+        let counts: Vec<_> = self.world.clients.iter().map(|client| client.counts).collect();
+        format!("{counts:?} {:?}", self.world.shared.ghost)
     }
 
     fn count(&self, count: fn(&crate::sim::client::Counts) -> u64) -> u64 {
@@ -397,6 +517,13 @@ impl Model for Explorer {
         if state.over || !state.violations().is_empty() {
             return;
         }
+        if let Some((name, item)) = state.first_alone().filter(|_| !self.every_order) {
+            actions.push(Step::Happens(name.clone()));
+            if state.budget.losses > 0 && matches!(item, Item::Ask { .. } | Item::Answer { .. }) {
+                actions.push(Step::IsLost(name.clone()));
+            }
+            return;
+        }
         let mut last = None;
         for (name, item) in &state.pending {
             // Two of the same are one.
@@ -409,7 +536,7 @@ impl Model for Explorer {
                 if state.budget.losses > 0 {
                     actions.push(Step::IsLost(name.clone()));
                 }
-                if state.budget.doubles > 0 && calls.get(call).is_some_and(Call::may_come_twice) {
+                if state.budget.doubles > 0 && calls.get(call).is_some_and(|call| call.may_come_twice()) {
                     actions.push(Step::ComesTwice(name.clone()));
                 }
             }

@@ -4,8 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use stateright::{Checker, HasDiscoveries, Model};
-use troth_tests::model::{Explorer, PANICKED, cases};
+use troth_tests::model::{Explored, Explorer, PANICKED, cases};
 
 /// Model checking of the commit and recovery protocol, with the code that serves in production.
 #[derive(Parser)]
@@ -18,6 +17,9 @@ struct Arguments {
     /// Gives a case up after so many seconds.
     #[arg(long, default_value_t = 3600)]
     seconds: u64,
+    /// Explores also orders of which is known that they lead to the same.
+    #[arg(long)]
+    every_order: bool,
     /// Print the report as JSON, a line for each case.
     #[arg(long)]
     json: bool,
@@ -39,50 +41,26 @@ fn main() -> ExitCode {
             println!("{name:16} {about}");
             continue;
         }
+        let explorer =
+            if arguments.every_order { Explorer::of_every_order(case) } else { Explorer::new(case) };
         let began = Instant::now();
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let checker = Explorer::new(case)
-            .checker()
-            .threads(threads)
-            .timeout(Duration::from_secs(arguments.seconds))
-            .finish_when(HasDiscoveries::AnyFailures)
-            .spawn_dfs()
-            .join();
+        let explored = explorer.explore(Duration::from_secs(arguments.seconds));
         let elapsed = began.elapsed().as_secs_f64();
-        let complete = elapsed < arguments.seconds as f64;
-        let missed: Vec<&str> = checker
-            .model()
-            .properties()
-            .into_iter()
-            .filter(|property| {
-                let found = checker.discovery(property.name).is_some();
-                found != matches!(property.expectation, stateright::Expectation::Sometimes)
-            })
-            .map(|property| property.name)
-            .collect();
-        for name in &missed {
-            eprintln!("{name}: not so");
-            if let Some(path) = checker.discovery(name) {
-                for (state, step) in path.into_vec() {
-                    match step {
-                        Some(step) => eprintln!("    {step:?}"),
-                        None => eprintln!("    then: {:?}", state.violations()),
-                    }
-                }
-            }
+        let Explored { states, steps, depth, complete, failures } = explored;
+        for (name, way) in &failures {
+            eprint!("{name}: not so\n{way}");
         }
-        failed |= !missed.is_empty() || !complete;
-        let (states, unique, depth) =
-            (checker.state_count(), checker.unique_state_count(), checker.max_depth());
+        failed |= !failures.is_empty() || !complete;
         if arguments.json {
+            let failures: Vec<_> = failures.iter().map(|(name, _)| name).collect();
             let report = serde_json::json!({
-                "case": name, "about": about, "states": states, "unique_states": unique, "depth": depth,
-                "seconds": elapsed, "complete": complete, "failed": missed,
+                "case": name, "about": about, "states": states, "steps": steps, "depth": depth,
+                "seconds": elapsed, "complete": complete, "failed": failures,
             });
             println!("{report}");
         } else {
-            let state = if complete { "all" } else { "NOT all" };
-            println!("{name:16} {unique:>9} states, {state} of them; depth {depth}; {elapsed:.1} s: {about}");
+            let whole = if complete { "all" } else { "NOT all" };
+            println!("{name:16} {states:>9} states, {whole} of them; depth {depth}; {elapsed:.1} s: {about}");
         }
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -12,6 +12,7 @@ use troth_protocol::routing::{Resend, RouteError};
 use troth_protocol::{Epoch, GroupId, NodeId, Reject, ShardId, TxnId};
 
 use super::shared::Shared;
+use super::told::Told;
 use super::{Address, Item, Pace, Seat};
 
 /// Names a call, for ever.
@@ -142,7 +143,7 @@ impl Shared {
             turn,
             redirected: false,
         };
-        self.calls.insert(id, call);
+        self.calls.insert(id, Told::new(call));
         self.attempt(id);
     }
 
@@ -179,6 +180,11 @@ impl Shared {
         };
         self.emit(Pace::Network(from, to), ask);
         self.emit(Pace::After(deadline.saturating_sub(now)), Item::AttemptOver { call: id, attempt });
+    }
+
+    /// Whether nobody waits for an attempt any more, and nobody will.
+    pub fn is_attempt_past(&self, id: CallId, attempt: u32) -> bool {
+        self.calls.get(&id).is_none_or(|call| call.attempt > attempt || attempt == u32::MAX)
     }
 
     /// An answer has arrived.
@@ -256,6 +262,6 @@ impl Shared {
 
     fn end(&mut self, id: CallId, result: Result<Response, RouteError>) -> Option<Ended> {
         let call = self.calls.remove(&id)?;
-        Some((call.owner, call.purpose, result))
+        Some((call.owner, call.purpose.clone(), result))
     }
 }

@@ -18,6 +18,7 @@ use super::group::Command as Logged;
 use super::log::Log;
 use super::shared::{Asker, Shared};
 use super::store::CoordinatorDisk;
+use super::told::Told;
 use super::{Item, Later, Pace, Seat};
 
 /// As in production.
@@ -95,9 +96,9 @@ pub struct Coordinator {
     log: Log<CoordinatorThen>,
     state: State,
     leader: Option<Leader>,
-    disk: CoordinatorDisk,
+    disk: Told<CoordinatorDisk>,
     /// What a crash leaves.
-    durable: (u64, CoordinatorDisk),
+    durable: (u64, Told<CoordinatorDisk>),
     requests: BTreeMap<RequestId, (Asker, TxnId)>,
     todo: VecDeque<Effect>,
     performing: bool,
@@ -106,7 +107,7 @@ pub struct Coordinator {
 
 impl Coordinator {
     /// A new process with what is on disk.
-    pub fn start(seat: Seat, settings: Settings, durable: (u64, CoordinatorDisk)) -> Coordinator {
+    pub fn start(seat: Seat, settings: Settings, durable: (u64, Told<CoordinatorDisk>)) -> Coordinator {
         let (applied, disk) = durable.clone();
         Coordinator {
             seat,
@@ -130,7 +131,7 @@ impl Coordinator {
     }
 
     /// What a crash leaves.
-    pub fn durable(&self) -> (u64, CoordinatorDisk) {
+    pub fn durable(&self) -> (u64, Told<CoordinatorDisk>) {
         self.durable.clone()
     }
 
@@ -152,6 +153,26 @@ impl Coordinator {
 
     fn now(&self, shared: &Shared) -> Now {
         shared.now(self.offset_millis)
+    }
+
+    /// The log as it sees it.
+    pub fn log(&self) -> &Log<CoordinatorThen> {
+        &self.log
+    }
+
+    /// When it wants to be woken.
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.wake_at
+    }
+
+    /// Whether somebody waits for the answer to a request.
+    pub fn awaits(&self, id: RequestId) -> bool {
+        self.requests.contains_key(&id)
+    }
+
+    /// Whether its leader is that of an epoch.
+    pub fn leads_in(&self, epoch: Epoch) -> bool {
+        self.leader.as_ref().is_some_and(|leader| leader.epoch() == epoch)
     }
 
     // --- requests -------------------------------------------------------------------------------
@@ -231,7 +252,7 @@ impl Coordinator {
             CoordinatorThen::Resolve { asker, txns } => {
                 let epoch = leader.epoch();
                 let resolutions =
-                    leader.resolve(&txns, &self.state, &self.disk).expect("a modelled disk is readable");
+                    leader.resolve(&txns, &self.state, &*self.disk).expect("a modelled disk is readable");
                 shared.ghost.resolved(&txns, &resolutions);
                 let response = Response::Resolved { epoch, resolutions };
                 shared.answer(self.seat.at, asker, Ok(message::Response::Coordinator(response)));
@@ -261,14 +282,14 @@ impl Coordinator {
     fn handle(&mut self, shared: &mut Shared, event: Event) {
         let now = self.now(shared);
         if let Some(leader) = &mut self.leader {
-            leader.handle_event(now, event, &self.state, &self.disk);
+            leader.handle_event(now, event, &self.state, &*self.disk);
             self.perform(shared);
         }
     }
 
     /// Tells a leader something, if it is still there.
     pub fn tell(&mut self, shared: &mut Shared, epoch: Epoch, event: Event) {
-        if self.leader.as_ref().is_some_and(|leader| leader.epoch() == epoch) {
+        if self.leads_in(epoch) {
             self.handle(shared, event);
         }
     }
@@ -277,7 +298,7 @@ impl Coordinator {
     pub fn later(&mut self, shared: &mut Shared, epoch: Epoch, what: Later) {
         match what {
             Later::Tell(event) => self.tell(shared, epoch, event),
-            Later::Do(effect) if self.leader.as_ref().is_some_and(|leader| leader.epoch() == epoch) => {
+            Later::Do(effect) if self.leads_in(epoch) => {
                 self.todo.push_back(effect);
                 self.schedule(shared);
             }
@@ -511,7 +532,7 @@ impl Coordinator {
         let mut mutations = Vec::new();
         let output = self
             .state
-            .apply(index, command.clone(), &self.disk, &mut mutations)
+            .apply(index, command.clone(), &*self.disk, &mut mutations)
             .expect("a modelled disk is readable");
         shared.ghost.coordinator_applied(index, command, &output);
         self.disk.write(mutations, &self.state);

@@ -79,6 +79,11 @@ impl Group {
         self.flying.len()
     }
 
+    /// Whether this proposal is on its way in this term.
+    pub fn is_flying(&self, term: u64, proposal: ProposalId) -> bool {
+        term == self.term && self.flying.iter().any(|entry| entry.proposal == proposal)
+    }
+
     /// Whether somebody is the leader of this term.
     pub fn is_led(&self, by: Address, term: u64) -> bool {
         self.leader == Some(by) && self.term == term

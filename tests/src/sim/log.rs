@@ -48,6 +48,21 @@ impl<T: std::fmt::Debug> Log<T> {
         self.applied
     }
 
+    /// Whether it knows already that the log is committed so far.
+    pub fn knows(&self, upto: u64) -> bool {
+        self.commit >= upto
+    }
+
+    /// Whether it has heard of a term, or of a later one.
+    pub fn has_heard(&self, term: u64) -> bool {
+        self.heard >= term
+    }
+
+    /// Whether something waits for a barrier.
+    pub fn awaits(&self, barrier: u64) -> bool {
+        self.barriers.contains_key(&barrier)
+    }
+
     /// Whether the replica believes to lead.
     pub fn believes_to_lead(&self) -> bool {
         self.term.is_some()

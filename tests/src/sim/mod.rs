@@ -6,6 +6,7 @@
 //! | [`group`], [`log`], [`store`] | the replicated log, how one replica sees it, and the disks, modelled |
 //! | [`shared`], [`calls`] | what everybody in the world reaches: messages, calls, identities, the ghost |
 //! | [`coordinator`], [`shard`], [`client`] | those who live in it: the production code and what carries it out |
+//! | [`told`] | parts of the world, shared by worlds in which they are the same |
 //! | [`world`] | all of it; whatever happens is an [`Item`] |
 //! | [`ghost`] | sees everything, remembers it, and knows what must never happen |
 //! | [`schedule`], [`faults`] | decide what happens next: by a seed, with delays, losses and crashes |
@@ -27,6 +28,7 @@ pub mod schedule;
 pub mod shard;
 pub mod shared;
 pub mod store;
+pub mod told;
 pub mod world;
 
 use std::fmt;
@@ -42,7 +44,7 @@ use self::coordinator::CoordinatorThen;
 use self::group::ProposalId;
 
 /// A process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Address {
     /// A coordinator.
     Coordinator(u8),

@@ -105,7 +105,7 @@ pub fn run(options: &Options, tracing: Tracing) -> (Report, String) {
     let world = World::new(shape, limits, clients.collect());
     let mut schedule = Schedule::new(world, options.seed, &options.without, tracing);
 
-    let done = |schedule: &Schedule| schedule.world.clients.iter().all(Client::is_done);
+    let done = |schedule: &Schedule| schedule.world.clients.iter().all(|client| client.is_done());
     while !done(&schedule) && schedule.time() < FAULTS_MAX && is_sound(&schedule) {
         schedule.step();
     }

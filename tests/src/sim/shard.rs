@@ -18,6 +18,7 @@ use super::group::{Command as Logged, ProposalId};
 use super::log::Log;
 use super::shared::{Asker, Shared};
 use super::store::ShardDisk;
+use super::told::Told;
 use super::{Item, Pace, Seat};
 
 /// As in production.
@@ -26,7 +27,7 @@ const ASK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Who hears of the end of a request.
 #[derive(Clone, PartialEq, Debug)]
-enum Caller {
+pub enum Caller {
     /// Somebody outside.
     Asker(Asker),
     /// This shard itself, which finishes these.
@@ -35,7 +36,7 @@ enum Caller {
 
 /// A read that waits, or is about to look.
 #[derive(Clone, PartialEq, Debug)]
-struct Reading {
+pub struct Reading {
     asker: Asker,
     at: Timestamp,
     target: Target,
@@ -43,8 +44,10 @@ struct Reading {
 
 /// What is done when it is proven that this replica leads.
 #[derive(Clone, PartialEq, Debug)]
-enum Then {
+pub enum Then {
+    /// A request is answered.
     Close(Caller, Rest),
+    /// A read looks, before nobody waits any more.
     Read(Reading, Duration),
 }
 
@@ -56,9 +59,9 @@ pub struct Shard {
     log: Log<Then>,
     state: State,
     leader: Option<Leader>,
-    disk: ShardDisk,
+    disk: Told<ShardDisk>,
     /// What a crash leaves.
-    durable: (u64, ShardDisk),
+    durable: (u64, Told<ShardDisk>),
     proposals: BTreeMap<ProposalId, (Caller, Rest)>,
     /// Reads that wait for a transaction to end.
     readers: BTreeMap<u64, Reading>,
@@ -71,7 +74,7 @@ pub struct Shard {
 
 impl Shard {
     /// A new process with what is on disk.
-    pub fn start(seat: Seat, shard: ShardId, durable: (u64, ShardDisk)) -> Shard {
+    pub fn start(seat: Seat, shard: ShardId, durable: (u64, Told<ShardDisk>)) -> Shard {
         let (applied, disk) = durable.clone();
         Shard {
             seat,
@@ -96,13 +99,13 @@ impl Shard {
     }
 
     /// What a crash leaves.
-    pub fn durable(&self) -> (u64, ShardDisk) {
+    pub fn durable(&self) -> (u64, Told<ShardDisk>) {
         self.durable.clone()
     }
 
     /// What a snapshot of it holds, and how far the log is applied.
-    pub fn snapshot(&self) -> (u64, ShardDisk) {
-        (self.log.applied(), self.disk.snapshot(self.shard))
+    pub fn snapshot(&self) -> (u64, Told<ShardDisk>) {
+        (self.log.applied(), Told::new(self.disk.snapshot(self.shard)))
     }
 
     /// What is on disk becomes durable.
@@ -113,6 +116,21 @@ impl Shard {
     /// How far the log is applied.
     pub fn applied(&self) -> u64 {
         self.log.applied()
+    }
+
+    /// The log as it sees it.
+    pub fn log(&self) -> &Log<Then> {
+        &self.log
+    }
+
+    /// When it wants to be woken.
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.wake_at
+    }
+
+    /// Whether a read waits for a transaction to end.
+    pub fn awaits(&self, read: u64) -> bool {
+        self.readers.contains_key(&read)
     }
 
     /// Its leader's memory, while it leads and serves.
@@ -154,7 +172,7 @@ impl Shard {
             let reject = self.log.not_leader(shared);
             return self.answer(shared, caller, Err(reject));
         };
-        match leader.open(&self.state, &self.disk, request) {
+        match leader.open(&self.state, &*self.disk, request) {
             Ok(Need::Nothing(response)) => self.answer(shared, caller, Ok(response)),
             Ok(Need::Barrier(rest)) => {
                 let then = Then::Close(caller, rest);
@@ -439,7 +457,7 @@ impl Shard {
         let mut mutations = Vec::new();
         let output = self
             .state
-            .apply(index, command.clone(), &self.disk, &mut mutations)
+            .apply(index, command.clone(), &*self.disk, &mut mutations)
             .expect("a modelled disk is readable");
         shared.ghost.shard_applied(self.shard, index, command, &output, &mutations);
         for mutation in &mutations {

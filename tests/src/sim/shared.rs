@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::calls::{Call, CallId};
 use super::ghost::Ghost;
 use super::group::{Command, Entry, Group, ProposalId};
+use super::told::Told;
 use super::{Address, Item, Pace, Seat};
 
 /// The wall clock at the beginning of a run, in milliseconds.
@@ -45,13 +46,13 @@ pub struct Shared {
     /// The participants.
     pub nodes: Vec<Address>,
     /// The logs.
-    pub groups: BTreeMap<GroupId, Group>,
+    pub groups: BTreeMap<GroupId, Told<Group>>,
     /// Calls under way.
-    pub calls: BTreeMap<CallId, Call>,
+    pub calls: BTreeMap<CallId, Told<Call>>,
     /// Whom each process takes for the leader of a group.
     pub leaders: BTreeMap<(Address, GroupId), Address>,
     /// Sees everything.
-    pub ghost: Ghost,
+    pub ghost: Told<Ghost>,
     /// What is to happen, for whoever schedules.
     pub out: Vec<(Pace, Item)>,
     next: BTreeMap<u64, u64>,
@@ -72,11 +73,17 @@ impl Shared {
             groups: BTreeMap::new(),
             calls: BTreeMap::new(),
             leaders: BTreeMap::new(),
-            ghost: Ghost::default(),
+            ghost: Told::new(Ghost::default()),
             out: Vec::new(),
             next: BTreeMap::new(),
             explored: false,
         }
+    }
+
+    /// Tells all that may still matter: what is fixed does not, nor how many names were given.
+    pub fn tell(&self, out: &mut impl fmt::Write) -> fmt::Result {
+        let Shared { time, groups, calls, leaders, ghost, .. } = self;
+        write!(out, "{time:?} {groups:?} {calls:?} {leaders:?} {ghost:?}")
     }
 
     /// A number that nothing else has, for something that a process does. If everything is explored, it

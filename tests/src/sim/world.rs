@@ -2,22 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use troth_coordinator::command::{Command, Settings};
 use troth_coordinator::leader::Limits;
-use troth_protocol::message::Request;
+use troth_protocol::message::{Request, Response, shard};
 use troth_protocol::{ClusterId, GroupId, NodeId, Reject, ShardId};
-use xxhash_rust::xxh3::xxh3_64;
 
-use super::calls::{Ended, Owner};
+use super::calls::{Call, CallId, Ended, Owner};
 use super::client::Client;
 use super::coordinator::Coordinator;
 use super::faults::Fault;
 use super::shard::Shard;
 use super::shared::{Asker, Shared};
 use super::store::{CoordinatorDisk, ShardDisk};
+use super::told::Told;
 use super::{Address, Item, Pace, Seat};
 
 /// How long a member that hears nothing waits before it asks again.
@@ -38,8 +37,8 @@ pub struct Shape {
 
 #[derive(Clone, Debug)]
 enum Replica {
-    Coordinator(Box<Coordinator>),
-    Shard(Box<Shard>),
+    Coordinator(Coordinator),
+    Shard(Shard),
 }
 
 #[derive(Clone, Debug)]
@@ -47,21 +46,12 @@ struct Server {
     up: bool,
     life: u64,
     offset_millis: i64,
-    replicas: BTreeMap<GroupId, Replica>,
-    /// All of this as a number, once somebody has asked for it.
-    digest: OnceLock<u64>,
+    replicas: BTreeMap<GroupId, Told<Replica>>,
 }
 
 impl Server {
-    fn new(replicas: BTreeMap<GroupId, Replica>) -> Server {
-        Server { up: true, life: 1, offset_millis: 0, replicas, digest: OnceLock::new() }
-    }
-
-    fn digest(&self) -> u64 {
-        *self.digest.get_or_init(|| {
-            let Server { up, life, offset_millis, replicas, digest: _ } = self;
-            xxh3_64(format!("{up} {life} {offset_millis} {replicas:?}").as_bytes())
-        })
+    fn new(replicas: BTreeMap<GroupId, Told<Replica>>) -> Told<Server> {
+        Told::new(Server { up: true, life: 1, offset_millis: 0, replicas })
     }
 }
 
@@ -70,10 +60,9 @@ impl Server {
 pub struct World {
     /// What everybody reaches.
     pub shared: Shared,
-    /// Shared by all worlds in which they are the same.
-    servers: BTreeMap<Address, Arc<Server>>,
+    servers: BTreeMap<Address, Told<Server>>,
     /// The applications.
-    pub clients: Vec<Client>,
+    pub clients: Vec<Told<Client>>,
     /// Who is not heard by whom.
     cuts: BTreeSet<(Address, Address)>,
     settings: Settings,
@@ -91,13 +80,13 @@ impl World {
             nodes: shape.nodes.into(),
         };
         let mut shared = Shared::new(shape.shards, limits, coordinators.clone(), nodes.clone());
-        shared.groups.insert(GroupId::Coordinator, super::group::Group::new(coordinators.clone()));
+        shared.groups.insert(GroupId::Coordinator, Told::new(super::group::Group::new(coordinators.clone())));
         let mut servers = BTreeMap::new();
-        let disk = first_disk(shape, settings);
+        let disk = Told::new(first_disk(shape, settings));
         for at in coordinators {
             let seat = Seat { at, group: GroupId::Coordinator, life: 1 };
             let replica = Coordinator::start(seat, settings, (0, disk.clone()));
-            let replicas = BTreeMap::from([(seat.group, Replica::Coordinator(Box::new(replica)))]);
+            let replicas = BTreeMap::from([(seat.group, Told::new(Replica::Coordinator(replica)))]);
             servers.insert(at, Server::new(replicas));
         }
         for at in nodes.iter().copied() {
@@ -108,13 +97,14 @@ impl World {
             let member = |turn: u16| nodes[usize::from(number + turn) % nodes.len()];
             let members: Vec<Address> = (0..shape.replicas.into()).map(member).collect();
             for at in members.iter().copied() {
-                let replica = Shard::start(Seat { at, group, life: 1 }, shard, (0, ShardDisk::default()));
+                let disk = Told::new(ShardDisk::default());
+                let replica = Shard::start(Seat { at, group, life: 1 }, shard, (0, disk));
                 let server = servers.get_mut(&at).expect("a node");
-                server.replicas.insert(group, Replica::Shard(Box::new(replica)));
+                server.replicas.insert(group, Told::new(Replica::Shard(replica)));
             }
-            shared.groups.insert(group, super::group::Group::new(members));
+            shared.groups.insert(group, Told::new(super::group::Group::new(members)));
         }
-        let servers = servers.into_iter().map(|(at, server)| (at, Arc::new(server))).collect();
+        let clients = clients.into_iter().map(Told::new).collect();
         World { shared, servers, clients, cuts: BTreeSet::new(), settings }
     }
 
@@ -128,10 +118,8 @@ impl World {
     /// Tells all that there is, so that equal worlds tell the same.
     pub fn tell(&self, out: &mut impl fmt::Write) -> fmt::Result {
         let World { shared, servers, clients, cuts, settings: _ } = self;
-        for server in servers.values() {
-            write!(out, "{:x} ", server.digest())?;
-        }
-        write!(out, "{shared:?} {clients:?} {cuts:?}")
+        shared.tell(out)?;
+        write!(out, "{servers:?} {clients:?} {cuts:?}")
     }
 
     /// Whether a process runs.
@@ -163,7 +151,7 @@ impl World {
     pub fn strays(&self, shard: ShardId) -> Vec<Address> {
         let group = GroupId::Shard(shard);
         let members = &self.shared.groups[&group].members;
-        let holds = |(_, server): &(&Address, &Arc<Server>)| server.replicas.contains_key(&group);
+        let holds = |(_, server): &(&Address, &Told<Server>)| server.replicas.contains_key(&group);
         let all = self.servers.iter().filter(holds).map(|(at, _)| *at);
         all.filter(|at| !members.contains(at)).collect()
     }
@@ -171,9 +159,104 @@ impl World {
     /// How many shards have a leader that serves.
     pub fn shards_served(&self) -> usize {
         let replicas = self.servers.values().flat_map(|server| server.replicas.values());
-        let serves =
-            |replica: &&Replica| matches!(replica, Replica::Shard(shard) if shard.leader().is_some());
+        let serves = |replica: &&Told<Replica>| matches!(&***replica, Replica::Shard(shard) if shard.leader().is_some());
         replicas.filter(serves).count()
+    }
+
+    /// Whether an item that waits can do nothing any more, now or later: what is due at a time, for timers.
+    pub fn is_moot(&self, item: &Item, due: Option<Duration>) -> bool {
+        let shared = &self.shared;
+        let gone = |seat: &Seat| self.replica(*seat).is_none();
+        match item {
+            Item::Answer { call, attempt, .. }
+            | Item::Broken { call, attempt, .. }
+            | Item::AttemptOver { call, attempt } => shared.is_attempt_past(*call, *attempt),
+            Item::NextAttempt { call } => !shared.calls.contains_key(call),
+            Item::Replicated { group, term, proposal } => {
+                let group = &shared.groups[group];
+                group.leader.is_none() || !group.is_flying(*term, *proposal)
+            }
+            Item::Learn { seat, upto } => {
+                let upto = shared.groups[&seat.group].committed().max(*upto);
+                self.replica(*seat).is_none_or(|replica| match replica {
+                    Replica::Coordinator(replica) => replica.log().knows(upto),
+                    Replica::Shard(replica) => replica.log().knows(upto),
+                })
+            }
+            Item::Barrier { seat, barrier } => self.replica(*seat).is_none_or(|replica| match replica {
+                Replica::Coordinator(replica) => !replica.log().awaits(*barrier),
+                Replica::Shard(replica) => !replica.log().awaits(*barrier),
+            }),
+            Item::Role { seat, term, .. } => self.replica(*seat).is_none_or(|replica| match replica {
+                Replica::Coordinator(replica) => replica.log().has_heard(*term),
+                Replica::Shard(replica) => replica.log().has_heard(*term),
+            }),
+            Item::Wake { seat } => self.replica(*seat).is_none_or(|replica| {
+                let wanted = match replica {
+                    Replica::Coordinator(replica) => replica.wake_at(),
+                    Replica::Shard(replica) => replica.wake_at(),
+                };
+                // If it wants to be woken earlier, another item does that.
+                wanted.is_none_or(|at| due.is_some_and(|due| shared.instant(due) < at))
+            }),
+            Item::Later { seat, epoch, .. } => match self.replica(*seat) {
+                Some(Replica::Coordinator(replica)) => !replica.leads_in(*epoch),
+                _ => true,
+            },
+            Item::RequestOver { seat, id } => match self.replica(*seat) {
+                Some(Replica::Coordinator(replica)) => !replica.awaits(*id),
+                _ => true,
+            },
+            Item::ReadOver { seat, read } => match self.replica(*seat) {
+                Some(Replica::Shard(replica)) => !replica.awaits(*read),
+                _ => true,
+            },
+            Item::Apply { seat }
+            | Item::Perform { seat }
+            | Item::Resume { seat, .. }
+            | Item::Look { seat, .. }
+            | Item::AskTime { seat, .. } => gone(seat),
+            Item::Ask { .. } | Item::Go { .. } | Item::Fault(_) => false,
+        }
+    }
+
+    /// Whether a replica does not lead, and knows that.
+    pub fn follows(&self, seat: Seat) -> bool {
+        let believes = self.replica(seat).is_some_and(|replica| match replica {
+            Replica::Coordinator(replica) => replica.log().believes_to_lead(),
+            Replica::Shard(replica) => replica.log().believes_to_lead(),
+        });
+        !believes && self.shared.groups[&seat.group].leader != Some(seat.at)
+    }
+
+    /// Whether a server answers a request to the leader of a group with the name of another one.
+    pub fn declines(&self, at: Address, group: GroupId) -> bool {
+        self.is_up(at) && self.is_led(group) && self.follows(self.seat(at, group))
+    }
+
+    /// Whether an answer comes to a coordinator that was deposed, and changes nothing there: it has heard of
+    /// it, or what it asked for is done.
+    pub fn is_late(&self, call: CallId, answer: &Result<Response, Reject>) -> bool {
+        let call = self.shared.calls.get(&call).map(|call| call.owner);
+        let Some(Owner::Seat(seat)) = call else { return false };
+        let Some(Replica::Coordinator(replica)) = self.replica(seat) else { return false };
+        let done = *answer == Ok(Response::Shard(shard::Response::Finished));
+        self.shared.groups[&seat.group].leader != Some(seat.at)
+            && answer.is_ok()
+            && (done || !replica.log().believes_to_lead())
+    }
+
+    /// Whether a call is all that its owner, a client, waits for.
+    pub fn awaits_only(&self, call: CallId) -> bool {
+        let owner = self.shared.calls.get(&call).map(|call| call.owner);
+        let same = |other: &&Told<Call>| Some(other.owner) == owner;
+        matches!(owner, Some(Owner::Client(_))) && self.shared.calls.values().filter(same).count() == 1
+    }
+
+    /// A replica, if its process is still in the same life.
+    fn replica(&self, seat: Seat) -> Option<&Replica> {
+        let server = self.servers.get(&seat.at).filter(|server| server.up && server.life == seat.life)?;
+        server.replicas.get(&seat.group).map(|replica| &**replica)
     }
 
     fn seat(&self, at: Address, group: GroupId) -> Seat {
@@ -183,7 +266,7 @@ impl World {
     /// What is not at rest, if anything: for the time after all faults.
     pub fn unrest(&self) -> Option<String> {
         if let Some(client) = self.clients.iter().position(|client| !client.is_done()) {
-            return Some(format!("client {client} is not done: {:?}", self.clients[client]));
+            return Some(format!("client {client} is not done: {:?}", *self.clients[client]));
         }
         self.are_servers_at_rest()
     }
@@ -192,7 +275,7 @@ impl World {
     pub fn are_servers_at_rest(&self) -> Option<String> {
         for (at, server) in &self.servers {
             for (group, replica) in &server.replicas {
-                let (settled, applied) = match replica {
+                let (settled, applied) = match &**replica {
                     Replica::Coordinator(replica) => (replica.is_settled(), replica.applied()),
                     Replica::Shard(replica) => (replica.is_settled(), replica.applied()),
                 };
@@ -303,7 +386,7 @@ impl World {
     }
 
     fn with(&mut self, seat: Seat, act: impl FnOnce(&mut Replica, &mut Shared)) {
-        let Some(server) = server(&mut self.servers, seat.at) else { return };
+        let Some(server) = self.servers.get_mut(&seat.at) else { return };
         if server.up
             && server.life == seat.life
             && let Some(replica) = server.replicas.get_mut(&seat.group)
@@ -328,11 +411,11 @@ impl World {
 
     fn ask(&mut self, to: Address, group: GroupId, asker: Asker, request: &Request, deadline: Duration) {
         let shared = &mut self.shared;
-        let Some(server) = server(&mut self.servers, to).filter(|server| server.up) else {
+        let Some(server) = self.servers.get_mut(&to).filter(|server| server.up) else {
             let broken = Item::Broken { call: asker.call, attempt: asker.attempt, unsent: true };
             return shared.emit(Pace::Network(to, asker.at), broken);
         };
-        match (server.replicas.get_mut(&group), request) {
+        match (server.replicas.get_mut(&group).map(|replica| &mut **replica), request) {
             (Some(Replica::Coordinator(replica)), Request::Coordinator(request)) => {
                 replica.asked(shared, asker, request, deadline);
             }
@@ -380,10 +463,10 @@ impl World {
             Fault::Mend => self.cuts.clear(),
             Fault::Elect { group, to, survive } => self.elect(group, to, survive),
             Fault::Jump(at, millis) => {
-                let server = server(&mut self.servers, at).expect("a server");
+                let server = self.servers.get_mut(&at).expect("a server");
                 server.offset_millis = millis;
                 for replica in server.replicas.values_mut() {
-                    if let Replica::Coordinator(replica) = replica {
+                    if let Replica::Coordinator(replica) = &mut **replica {
                         replica.offset_millis = millis;
                     }
                 }
@@ -392,12 +475,12 @@ impl World {
             Fault::Forget(shard, at) => {
                 let group = GroupId::Shard(shard);
                 if !self.shared.groups[&group].members.contains(&at) {
-                    server(&mut self.servers, at).expect("a server").replicas.remove(&group);
+                    self.servers.get_mut(&at).expect("a server").replicas.remove(&group);
                 }
             }
             Fault::Flush(at) => {
-                for replica in server(&mut self.servers, at).expect("a server").replicas.values_mut() {
-                    match replica {
+                for replica in self.servers.get_mut(&at).expect("a server").replicas.values_mut() {
+                    match &mut **replica {
                         Replica::Coordinator(replica) => replica.flush(),
                         Replica::Shard(replica) => replica.flush(),
                     }
@@ -416,7 +499,7 @@ impl World {
     }
 
     fn crash(&mut self, at: Address) {
-        let server = server(&mut self.servers, at).expect("a server");
+        let server = self.servers.get_mut(&at).expect("a server");
         if !server.up {
             return;
         }
@@ -440,7 +523,7 @@ impl World {
 
     fn restart(&mut self, at: Address) {
         let settings = self.settings;
-        let server = server(&mut self.servers, at).expect("a server");
+        let server = self.servers.get_mut(&at).expect("a server");
         if server.up {
             return;
         }
@@ -449,13 +532,13 @@ impl World {
         let (life, offset_millis) = (server.life, server.offset_millis);
         for (group, replica) in &mut server.replicas {
             let seat = Seat { at, group: *group, life };
-            match (replica, group) {
+            match (&mut **replica, group) {
                 (Replica::Coordinator(replica), _) => {
-                    **replica = Coordinator::start(seat, settings, replica.durable());
+                    *replica = Coordinator::start(seat, settings, replica.durable());
                     replica.offset_millis = offset_millis;
                 }
                 (Replica::Shard(replica), GroupId::Shard(shard)) => {
-                    **replica = Shard::start(seat, *shard, replica.durable());
+                    *replica = Shard::start(seat, *shard, replica.durable());
                 }
                 (Replica::Shard(_), GroupId::Coordinator) => unreachable!("a shard is in its own group"),
             }
@@ -490,12 +573,12 @@ impl World {
         if members.contains(&to) || !members.contains(&from) || present || !self.is_up(to) {
             return;
         }
-        let Some(Replica::Shard(source)) = self.servers[&leader].replicas.get(&group) else { return };
+        let Some(Replica::Shard(source)) = self.replica(self.seat(leader, group)) else { return };
         let snapshot = source.snapshot();
         let seat = self.seat(to, group);
         let replica = Shard::start(seat, shard, snapshot);
-        let server = server(&mut self.servers, to).expect("a server");
-        server.replicas.insert(group, Replica::Shard(Box::new(replica)));
+        let server = self.servers.get_mut(&to).expect("a server");
+        server.replicas.insert(group, Told::new(Replica::Shard(replica)));
         let now = self.shared.group(group);
         now.members.retain(|member| *member != from);
         now.members.push(to);
@@ -509,13 +592,6 @@ impl World {
         }
         self.shared.emit(Pace::Network(leader, to), Item::Learn { seat, upto });
     }
-}
-
-/// A server, to be changed.
-fn server(servers: &mut BTreeMap<Address, Arc<Server>>, at: Address) -> Option<&mut Server> {
-    let server = Arc::make_mut(servers.get_mut(&at)?);
-    server.digest.take();
-    Some(server)
 }
 
 /// What a coordinator's log begins with: a cluster whose participants have made themselves known.
