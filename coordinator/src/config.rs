@@ -222,7 +222,7 @@ impl File {
                 let reason = "must be 5 or more: as long as an election and some bad luck";
                 return Err(source.error("placement.replace_after_s", reason));
             }
-            rules.replace_after = Duration::from_secs(seconds);
+            rules.replace_after = source.time("placement.replace_after_s", Duration::from_secs(seconds))?;
         }
         if let Some(moves) = self.placement.moves_at_once {
             if !(1..=64).contains(&moves) {
@@ -245,7 +245,7 @@ impl File {
             if millis == 0 {
                 return Err(source.error("limits.commit_target_ms", "must be 1 or more"));
             }
-            limits.commit_target = Duration::from_millis(millis);
+            limits.commit_target = source.time("limits.commit_target_ms", Duration::from_millis(millis))?;
         }
         limits.age_max = self.limits.transaction_age_s.map_or(TXN_AGE_MAX, Duration::from_secs);
         if limits.age_max.is_zero() || limits.age_max >= VERSION_RETENTION {
@@ -257,6 +257,7 @@ impl File {
             let reason = format!("must be at least {}", VERSION_RETENTION.as_secs());
             return Err(source.error("limits.outcomes_s", reason));
         }
+        source.time("limits.outcomes_s", limits.outcome_retention)?;
         Ok(limits)
     }
 }
@@ -294,6 +295,10 @@ mod tests {
         check(
             &with("[limits]\ntransaction_age_s = 600"),
             "c.toml:4: limits.transaction_age_s: must be from 1 to 599",
+        );
+        check(
+            &with("[limits]\noutcomes_s = 18446744073709551615"),
+            "c.toml:4: limits.outcomes_s: 18446744073709551615 s is too long; ten years are the most",
         );
         check(
             &with("[http]\nconsole_token = \"t\""),

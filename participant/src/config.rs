@@ -173,6 +173,7 @@ impl File {
             let reason = format!("must be at least versions_s, which is {}", version_retention.as_secs());
             return Err(source.error("retention.outcomes_s", reason));
         }
+        source.time("retention.outcomes_s", outcome_retention)?;
         Ok(Config {
             basics,
             coordinators,
@@ -225,6 +226,14 @@ mod tests {
         check(
             &with("[retention]\nversions_s = 60"),
             "node.toml:5: retention.versions_s: must exceed 300, the age that a transaction may reach",
+        );
+        check(
+            &with("[retention]\noutcomes_s = 400000000"),
+            "node.toml:5: retention.outcomes_s: 400000000 s is too long; ten years are the most",
+        );
+        check(
+            &with("[raft]\nelection_ms = 400000000000"),
+            "node.toml:5: raft.election_ms: 400000000 s is too long; ten years are the most",
         );
         check(
             &with("listen = \"0.0.0.0:1\""),

@@ -62,6 +62,9 @@ pub struct Source {
     text: String,
 }
 
+/// The longest time that a file may set, ten years: nobody waits longer, and every clock can count so far.
+pub const TIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
 impl Source {
     /// A path from the file: if relative, then to the file's folder.
     pub fn path(&self, path: &Path) -> PathBuf {
@@ -69,6 +72,17 @@ impl Source {
             Some(folder) => folder.join(path),
             None => path.to_owned(),
         }
+    }
+
+    /// A time that a key sets.
+    ///
+    /// # Errors
+    /// If it is longer than [`TIME_MAX`].
+    pub fn time(&self, key: &str, time: Duration) -> Result<Duration, ConfigError> {
+        if time > TIME_MAX {
+            return Err(self.error(key, format!("{} s is too long; ten years are the most", time.as_secs())));
+        }
+        Ok(time)
     }
 
     /// An error about a key that nobody set.
@@ -210,7 +224,7 @@ impl Common<'_> {
         let data = self.data.clone().ok_or_else(|| source.missing("data", "data = \"/var/lib/troth\""))?;
         let quic = self.network.quic(self.listen.as_deref().unwrap_or(default_listen), source)?;
         let http = self.http.resolve(source)?;
-        let slow = Duration::from_millis(self.log.slow_ms);
+        let slow = source.time("log.slow_ms", Duration::from_millis(self.log.slow_ms))?;
         Ok(Basics { id, quic, advertise: self.advertise.clone(), data, http, slow })
     }
 }
@@ -555,6 +569,7 @@ impl RaftSection {
     ) -> Result<(Duration, Duration), ConfigError> {
         let heartbeat = self.heartbeat_ms.map_or(heartbeat, Duration::from_millis);
         let election = self.election_ms.map_or(election, Duration::from_millis);
+        source.time("raft.election_ms", election)?;
         if heartbeat.is_zero() || election < 3 * heartbeat {
             let reason = format!(
                 "{} ms must be at least three times heartbeat_ms, which is {}",
@@ -575,7 +590,7 @@ impl RaftSection {
         if stall < Duration::from_millis(50) {
             return Err(source.error("raft.stall_ms", "must be at least 50"));
         }
-        Ok(stall)
+        source.time("raft.stall_ms", stall)
     }
 
     /// After how many entries a log is cut.

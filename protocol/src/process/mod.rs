@@ -8,7 +8,7 @@ use std::path::Path;
 
 pub use self::config::{
     Basics, Common, ConfigError, HttpConfig, HttpSection, LogFormat, LogSection, NetworkSection, RaftSection,
-    ServerFile, Source, TlsSection, Token, TraceSection, Traces, load, load_server, parse,
+    ServerFile, Source, TIME_MAX, TlsSection, Token, TraceSection, Traces, load, load_server, parse,
 };
 
 /// The process did what it was asked to.
