@@ -33,14 +33,17 @@ pub fn runtime(threads: Option<usize>) -> std::io::Result<tokio::runtime::Runtim
 /// Asks the system for the batch scheduling policy, for the calling thread and every thread that it
 /// begets from here on: a server's threads work in bursts of microseconds, and when one that wakes up
 /// pushes aside the one that woke it, the rest of a burst (the second of two messages to send) waits
-/// for nothing. Where the system refuses, all goes on without.
+/// for nothing. Where the system refuses, all goes on without. Its share of the processors stays what it
+/// was: a process that was started with a niceness keeps that, and its policy with it.
 #[cfg(target_os = "linux")]
 pub fn work_in_batches() {
     use thread_priority::{NormalThreadSchedulePolicy::Batch, ThreadPriority, ThreadSchedulePolicy::Normal};
-    let this = thread_priority::thread_native_id();
-    if let Err(error) =
-        thread_priority::set_thread_priority_and_policy(this, ThreadPriority::Min, Normal(Batch))
-    {
+    if rustix::process::getpriority_process(None) != Ok(0) {
+        return;
+    }
+    // This library sets the niceness too, and takes the least priority for the largest niceness.
+    let (this, as_it_is) = (thread_priority::thread_native_id(), ThreadPriority::Os(Default::default()));
+    if let Err(error) = thread_priority::set_thread_priority_and_policy(this, as_it_is, Normal(Batch)) {
         tracing::debug!(%error, "the system keeps its own scheduling policy");
     }
 }
@@ -94,4 +97,42 @@ pub fn abort_on_panic() {
         tracing::error!(panic = %info, "a bug: the process stops rather than serve from a broken state");
         std::process::abort();
     }));
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::work_in_batches;
+
+    const BATCH: &str = "3";
+
+    /// Niceness and scheduling policy of the calling thread, as the kernel tells them.
+    fn scheduling() -> (String, String) {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("there is /proc");
+        // The second field may hold spaces, and ends with the last parenthesis.
+        let (_, rest) = stat.rsplit_once(')').expect("a name");
+        let field = |number: usize| rest.split_whitespace().nth(number - 3).expect("so many").to_owned();
+        (field(19), field(41))
+    }
+
+    #[test]
+    fn bursts_are_not_paid_for_with_a_share_of_the_processors() {
+        let (before, after) = (scheduling(), std::thread::spawn(|| (work_in_batches(), scheduling()).1));
+        let after = after.join().expect("it ends");
+        assert_eq!(after.0, before.0, "the niceness");
+        if before.0 == "0" {
+            assert_eq!(after.1, BATCH, "the policy");
+        }
+    }
+
+    #[test]
+    fn a_niceness_that_was_chosen_stays() {
+        let chosen = std::thread::spawn(|| {
+            rustix::process::setpriority_process(None, 7).expect("anybody may be nicer");
+            let before = scheduling();
+            work_in_batches();
+            (before, scheduling())
+        });
+        let (before, after) = chosen.join().expect("it ends");
+        assert_eq!((before.0.as_str(), &after), ("7", &before));
+    }
 }
