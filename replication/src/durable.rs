@@ -91,13 +91,20 @@ impl Mark {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        let count = self.count.to_be_bytes();
-        let sum = xxh3_64(&count).to_be_bytes();
-        self.file.write_all_at(&[count, sum].concat(), 0)
+        self.file.write_all_at(&sealed(self.count), 0)
     }
 }
 
-fn understood(bytes: &[u8; 16]) -> Option<u64> {
+/// A count and its checksum.
+pub(crate) fn sealed(count: u64) -> [u8; 16] {
+    let (mut bytes, count) = ([0; 16], count.to_be_bytes());
+    bytes[..8].copy_from_slice(&count);
+    bytes[8..].copy_from_slice(&xxh3_64(&count).to_be_bytes());
+    bytes
+}
+
+/// The count, if the checksum is its own.
+pub(crate) fn understood(bytes: &[u8; 16]) -> Option<u64> {
     let (count, sum) = bytes.split_at(8);
     (xxh3_64(count).to_be_bytes() == sum).then(|| u64::from_be_bytes(count.try_into().expect("eight bytes")))
 }

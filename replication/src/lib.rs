@@ -28,6 +28,8 @@ mod log;
 mod machine;
 pub mod metrics;
 mod network;
+#[doc(hidden)]
+pub mod records;
 mod rocks;
 pub mod server;
 mod snapshot;

@@ -404,7 +404,7 @@ impl Log {
     }
 }
 
-fn read_entry(group: u32, key: &[u8], value: &[u8]) -> io::Result<Entry> {
+pub(crate) fn read_entry(group: u32, key: &[u8], value: &[u8]) -> io::Result<Entry> {
     let index = key.get(4..12).and_then(|index| index.try_into().ok()).map(u64::from_be_bytes);
     let index = index.ok_or_else(|| corrupt(group, "a key has the wrong length"))?;
     let broken = || corrupt(group, format!("the checksum of entry {index} does not match"));
@@ -419,7 +419,7 @@ fn read_entry(group: u32, key: &[u8], value: &[u8]) -> io::Result<Entry> {
     Ok(types::entry(entry))
 }
 
-fn write_entry(group: u32, entry: &Entry) -> Change {
+pub(crate) fn write_entry(group: u32, entry: &Entry) -> Change {
     let bytes = encode(&types::entry_to_wire(entry));
     let mut value = Vec::with_capacity(bytes.len() + 8);
     value.extend_from_slice(&xxh3_64(&bytes).to_be_bytes());

@@ -21,6 +21,7 @@ use troth_protocol::net::Role;
 use troth_protocol::process::{self, ServerFile};
 use troth_protocol::wire::{self, Encode, HEADER_BYTES, HELLO_BYTES, Header, Hello, Kind, WireError};
 use troth_protocol::{ClusterMap, FolderId, Key, KeyRange};
+use troth_replication::records;
 
 use crate::history::{Workload, edn};
 
@@ -36,7 +37,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "frame", run: frame, samples: frames },
     Target { name: "hello", run: hello, samples: || vec![Hello::OURS.to_bytes().to_vec()] },
     Target {
@@ -52,6 +53,7 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "key", run: key, samples: keys },
     Target { name: "coordinator-record", run: coordinator_record, samples: coordinator_records },
     Target { name: "shard-record", run: shard_record, samples: shard_records },
+    Target { name: "log-record", run: records::take, samples: log_records },
     Target {
         name: "coordinator-config",
         run: config::<coordinator_config::File>,
@@ -223,6 +225,15 @@ fn shard_records() -> Vec<Vec<u8>> {
         wire::encode(&FolderId(7)),
         wire::encode(&samples::work()),
     ]
+}
+
+fn log_records() -> Vec<Vec<u8>> {
+    let requests = samples::requests().into_iter();
+    let entries = requests.flat_map(|request| match request {
+        Request::Raft(raft::Request { body: raft::Body::Append { entries, .. }, .. }) => entries,
+        _ => Vec::new(),
+    });
+    records::samples().into_iter().chain(entries.map(|entry| wire::encode(&entry))).collect()
 }
 
 /// A file is read, or it is said in one line what is wrong and where.
