@@ -169,6 +169,8 @@ pub struct State {
     just_died: bool,
     /// Nothing happens any more.
     over: bool,
+    /// Also what makes no difference is kept, and happens in every order.
+    every_order: bool,
 }
 
 impl State {
@@ -259,8 +261,8 @@ impl Explorer {
         Explorer { case, every_order: false }
     }
 
-    /// The same, which explores also orders of which is known that they lead to the same. It must find the
-    /// same, only later.
+    /// The same, which explores also what makes no difference: messages that nobody waits for, and orders of
+    /// which is known that they lead to the same. It must find the same, only later.
     pub fn of_every_order(case: Case) -> Explorer {
         Explorer { case, every_order: true }
     }
@@ -348,6 +350,7 @@ impl Explorer {
             down: None,
             just_died: false,
             over: false,
+            every_order: self.every_order,
         };
         // Everybody has a leader, and knows it.
         for group in state.world.shared.groups.keys().copied().collect::<Vec<_>>() {
@@ -426,6 +429,9 @@ impl State {
                 }
             }
         }
+        if self.every_order {
+            return;
+        }
         let world = &self.world;
         self.pending.retain(|(_, item)| !world.is_moot(item, None));
         self.timers.retain(|(due, _, item)| !world.is_moot(item, Some(*due)));
@@ -467,7 +473,10 @@ impl State {
     /// it is enough to let it happen now.
     fn first_alone(&self) -> Option<&(Arc<str>, Item)> {
         let Budget { elections, shard_elections, crashes, losses: _, doubles, early } = self.budget;
-        let settled = crashes == 0 && doubles == 0 && early == 0 && self.down.is_none();
+        if self.every_order || self.down.is_some() {
+            return None;
+        }
+        let settled = crashes == 0 && doubles == 0 && early == 0;
         let stays = |group: GroupId| match group {
             GroupId::Coordinator => elections == 0,
             GroupId::Shard(_) => shard_elections == 0,
@@ -517,7 +526,7 @@ impl Model for Explorer {
         if state.over || !state.violations().is_empty() {
             return;
         }
-        if let Some((name, item)) = state.first_alone().filter(|_| !self.every_order) {
+        if let Some((name, item)) = state.first_alone() {
             actions.push(Step::Happens(name.clone()));
             if state.budget.losses > 0 && matches!(item, Item::Ask { .. } | Item::Answer { .. }) {
                 actions.push(Step::IsLost(name.clone()));
