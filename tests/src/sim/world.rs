@@ -37,8 +37,8 @@ pub struct Shape {
 
 #[derive(Clone, Debug)]
 enum Replica {
-    Coordinator(Coordinator),
-    Shard(Shard),
+    Coordinator(Box<Coordinator>),
+    Shard(Box<Shard>),
 }
 
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ impl World {
         for at in coordinators {
             let seat = Seat { at, group: GroupId::Coordinator, life: 1 };
             let replica = Coordinator::start(seat, settings, (0, disk.clone()));
-            let replicas = BTreeMap::from([(seat.group, Told::new(Replica::Coordinator(replica)))]);
+            let replicas = BTreeMap::from([(seat.group, Told::new(Replica::Coordinator(Box::new(replica))))]);
             servers.insert(at, Server::new(replicas));
         }
         for at in nodes.iter().copied() {
@@ -100,7 +100,7 @@ impl World {
                 let disk = Told::new(ShardDisk::default());
                 let replica = Shard::start(Seat { at, group, life: 1 }, shard, (0, disk));
                 let server = servers.get_mut(&at).expect("a node");
-                server.replicas.insert(group, Told::new(Replica::Shard(replica)));
+                server.replicas.insert(group, Told::new(Replica::Shard(Box::new(replica))));
             }
             shared.groups.insert(group, Told::new(super::group::Group::new(members)));
         }
@@ -534,11 +534,11 @@ impl World {
             let seat = Seat { at, group: *group, life };
             match (&mut **replica, group) {
                 (Replica::Coordinator(replica), _) => {
-                    *replica = Coordinator::start(seat, settings, replica.durable());
+                    **replica = Coordinator::start(seat, settings, replica.durable());
                     replica.offset_millis = offset_millis;
                 }
                 (Replica::Shard(replica), GroupId::Shard(shard)) => {
-                    *replica = Shard::start(seat, *shard, replica.durable());
+                    **replica = Shard::start(seat, *shard, replica.durable());
                 }
                 (Replica::Shard(_), GroupId::Coordinator) => unreachable!("a shard is in its own group"),
             }
@@ -578,7 +578,7 @@ impl World {
         let seat = self.seat(to, group);
         let replica = Shard::start(seat, shard, snapshot);
         let server = self.servers.get_mut(&to).expect("a server");
-        server.replicas.insert(group, Told::new(Replica::Shard(replica)));
+        server.replicas.insert(group, Told::new(Replica::Shard(Box::new(replica))));
         let now = self.shared.group(group);
         now.members.retain(|member| *member != from);
         now.members.push(to);
