@@ -503,10 +503,10 @@ impl State {
         &self.world.shared.ghost.violations
     }
 
-    /// What became of everything.
+    /// What became of everything. How long it took depends on timers that had nothing to do any more.
     fn ending(&self) -> String {
         let counts: Vec<_> = self.world.clients.iter().map(|client| client.counts).collect();
-        format!("{counts:?} {:?}", self.world.shared.ghost)
+        format!("{counts:?} {:?}", self.world.shared.ghost.timeless())
     }
 
     fn count(&self, count: fn(&crate::sim::client::Counts) -> u64) -> u64 {
