@@ -9,6 +9,8 @@
 //! timers that come early. Processes number what they do for themselves, and wall clocks stand still, so
 //! that two orders which lead to the same state are one state.
 
+mod cases;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -17,14 +19,17 @@ use std::time::{Duration, Instant};
 
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 use troth_coordinator::leader::Limits;
+use troth_protocol::GroupId;
 use troth_protocol::message::{Request, coordinator};
-use troth_protocol::{GroupId, Key, KeyRange, ShardId};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::sim::client::{Action as Act, Client, Plan};
 use crate::sim::faults::Fault;
 use crate::sim::world::{Shape, World};
 use crate::sim::{Address, Item, Pace};
+
+use self::cases::Budget;
+pub use self::cases::{Case, cases};
 
 /// The property that no step may break; so it is called where it was broken.
 pub const BROKEN: &str = "no promise is broken";
@@ -37,124 +42,6 @@ const REST_MAX: Duration = Duration::from_secs(30);
 
 /// The member of a group of two that only votes: of three, one is never in the way.
 const WITNESS: u8 = 99;
-
-/// A case to explore.
-#[derive(Clone, Debug)]
-pub struct Case {
-    /// Its name.
-    pub name: &'static str,
-    /// What it is about.
-    pub about: &'static str,
-    /// Replicas of each of the two shards: 1, or 2 and a witness.
-    replicas: u8,
-    /// What each client does, one transaction after another.
-    clients: Vec<Vec<Vec<Act>>>,
-    /// Clients have begun and read already when the exploration begins.
-    from_commit: bool,
-    budget: Budget,
-    /// Whether something is aborted on some path; else the case explores nothing of interest.
-    aborts: bool,
-}
-
-/// What may go wrong, and how often in one path.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-struct Budget {
-    /// Another coordinator is elected while the first one lives.
-    elections: u8,
-    /// The same at a shard.
-    shard_elections: u8,
-    /// A server dies and comes back.
-    crashes: u8,
-    /// A message is lost.
-    losses: u8,
-    /// A message comes twice.
-    doubles: u8,
-    /// A timer comes before what it waits for.
-    early: u8,
-}
-
-fn key(shard: u16) -> Key {
-    let name = |number: u32| Key::copy_from(format!("k{number}").as_bytes());
-    (0..).map(name).find(|key| key.shard(2) == ShardId(shard)).expect("keys do not end")
-}
-
-/// All cases, small ones first.
-pub fn cases() -> Vec<Case> {
-    let (a, b) = (|| key(0), || key(1));
-    let both = |number| vec![Act::Append(a(), number), Act::Append(b(), number)];
-    let blind = |number| vec![Act::Put(a(), number), Act::Put(b(), number)];
-    let case = |name, about, budget| Case {
-        name,
-        about,
-        replicas: 1,
-        clients: vec![vec![both(1)]],
-        from_commit: true,
-        budget,
-        aborts: true,
-    };
-    let none = Budget::default();
-    vec![
-        Case {
-            clients: vec![vec![blind(1)], vec![vec![Act::GetMany(vec![a(), b()])], vec![Act::Put(a(), 2)]]],
-            from_commit: false,
-            aborts: false,
-            ..case("reader", "one writes two shards, another one reads both, then writes one", none)
-        },
-        case("lost", "one transaction on two shards; a message is lost", Budget { losses: 1, ..none }),
-        Case {
-            aborts: false,
-            ..case(
-                "double",
-                "one transaction on two shards; a message comes twice",
-                Budget { doubles: 1, ..none },
-            )
-        },
-        case("early", "one transaction on two shards; a timer comes early", Budget { early: 1, ..none }),
-        case(
-            "crash",
-            "one transaction on two shards; any server dies and comes back",
-            Budget { crashes: 1, ..none },
-        ),
-        case(
-            "deposed",
-            "one transaction on two shards; the coordinator is deposed while it lives",
-            Budget { elections: 1, ..none },
-        ),
-        Case {
-            clients: vec![vec![blind(1)], vec![both(2)]],
-            ..case("conflict", "two transactions write the same two keys", none)
-        },
-        Case {
-            replicas: 2,
-            clients: vec![
-                vec![vec![Act::Put(a(), 1)]],
-                vec![vec![Act::Scan(KeyRange::new(a(), Some(Key::copy_from(b"z")))), Act::Get(a())]],
-            ],
-            from_commit: false,
-            aborts: false,
-            ..case(
-                "shard-deposed",
-                "a shard is deposed while it lives; one writes, one reads",
-                Budget { shard_elections: 1, ..none },
-            )
-        },
-        case(
-            "lost-deposed",
-            "one transaction on two shards; the coordinator is deposed, and a message is lost",
-            Budget { elections: 1, losses: 1, ..none },
-        ),
-        case(
-            "deposed-twice",
-            "one transaction on two shards; leadership goes to the other coordinator and back",
-            Budget { elections: 2, ..none },
-        ),
-        case(
-            "crash-deposed",
-            "one transaction on two shards; a server dies, and a coordinator is deposed",
-            Budget { crashes: 1, elections: 1, ..none },
-        ),
-    ]
-}
 
 /// A world, and what is on its way in it.
 #[derive(Clone, Debug)]
