@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::net::{TcpListener, UdpSocket};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -370,22 +371,51 @@ pub fn binaries() -> Result<PathBuf, ProcessError> {
     Ok(if is_test { folder.parent().map(Path::to_owned).unwrap_or_default() } else { folder })
 }
 
+/// Where ports for servers are looked for, with those for HTTP: below all that systems give to sockets which do
+/// not care (Linux from 32768 on, see `ip_local_port_range`). Else any socket could get the port of a server
+/// before it listens, or while it is down.
+const PORTS: Range<u16> = 10_000..30_000;
+
 /// Ports that were free a moment ago, and so were those for HTTP that belong to them.
 ///
 /// # Errors
-/// If the system has none.
+/// If there are not so many.
 pub fn free_ports(count: u16) -> io::Result<Vec<u16>> {
+    // Held until all are found, so that none is found twice.
     let mut held = Vec::new();
-    let mut ports = Vec::new();
-    while ports.len() < usize::from(count) {
-        let socket = UdpSocket::bind(("127.0.0.1", 0))?;
-        let port = socket.local_addr()?.port();
-        // Held until all are found, so that none is found twice.
-        held.push(socket);
-        let for_http = port.checked_add(HTTP_PORT_DISTANCE);
-        if for_http.is_some_and(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            ports.push(port);
+    for _ in 0..PORTS.len() {
+        if held.len() == usize::from(count) {
+            break;
+        }
+        let port = rand::random_range(PORTS);
+        let own = UdpSocket::bind(("127.0.0.1", port));
+        let for_http = TcpListener::bind(("127.0.0.1", port + HTTP_PORT_DISTANCE));
+        if let (Ok(own), Ok(_)) = (own, for_http) {
+            held.push(own);
         }
     }
-    Ok(ports)
+    if held.len() < usize::from(count) {
+        let reason = format!("fewer than {count} ports from {} to {} are free", PORTS.start, PORTS.end - 1);
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, reason));
+    }
+    held.iter().map(|socket| Ok(socket.local_addr()?.port())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::UdpSocket;
+
+    use super::{PORTS, free_ports};
+
+    #[test]
+    fn ports_are_free_and_no_other_socket_gets_them_by_itself() {
+        let ports = free_ports(100).expect("there are thousands");
+        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 100);
+        for port in ports {
+            UdpSocket::bind(("127.0.0.1", port)).expect("it is free");
+        }
+        let any = || UdpSocket::bind(("127.0.0.1", 0)).expect("a socket").local_addr().expect("bound").port();
+        assert!((0..1000).all(|_| !PORTS.contains(&any())), "the system gives such ports to anybody");
+    }
 }
