@@ -20,7 +20,7 @@
 //! power cut leaves an old one. So only damage that comes with a power cut, and to what was written since then,
 //! stays unseen.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -40,7 +40,8 @@ const MARK_SYNC_INTERVAL: Duration = Duration::from_secs(10);
 /// Where the database counts: in [`families::META`], after the keys of all groups.
 pub(crate) const COUNT_KEY: &[u8] = b"\xff\xff\xff\xffsynced";
 
-/// The number of batches that were synced, beside the database that they were written to.
+/// The number of batches that were synced, beside the database that they were written to. Whoever has it has the
+/// folder for himself.
 pub(crate) struct Mark {
     file: File,
     count: u64,
@@ -48,30 +49,33 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// What the mark in a folder says; `None` if there is none, or it cannot be understood.
-    pub(crate) fn read(folder: &Path) -> io::Result<Option<u64>> {
+    /// Opens the mark in a folder, or makes one that says nothing. `None` if somebody else has it.
+    pub(crate) fn lock(folder: &Path) -> io::Result<Option<Mark>> {
+        let path = folder.join(MARK);
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Mark { file, count: 0, synced_at: Instant::now() })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// What it says; `None` if that is nothing, or cannot be understood.
+    pub(crate) fn read(&self) -> io::Result<Option<u64>> {
         let mut bytes = [0; 16];
-        let file = match File::open(folder.join(MARK)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        match file.read_exact_at(&mut bytes, 0) {
+        match self.file.read_exact_at(&mut bytes, 0) {
             Ok(()) => Ok(understood(&bytes)),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Makes a mark that says this, or changes the one that is there.
-    pub(crate) fn open(folder: &Path, count: u64) -> io::Result<Mark> {
-        let path = folder.join(MARK);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        let mut mark = Mark { file, count, synced_at: Instant::now() };
-        mark.write()?;
-        mark.file.sync_all()?;
-        File::open(folder)?.sync_all()?;
-        Ok(mark)
+    /// From now on it says this, and it is there after a power cut.
+    pub(crate) fn set(&mut self, folder: &Path, count: u64) -> io::Result<()> {
+        self.count = count;
+        self.write()?;
+        self.file.sync_all()?;
+        File::open(folder)?.sync_all()
     }
 
     /// How many batches were synced.
@@ -173,6 +177,10 @@ mod tests {
         Store::open(folder, OWNER, &[])
     }
 
+    fn mark(folder: &Path) -> Option<u64> {
+        Mark::lock(folder).expect("a folder").expect("nobody has it").read().expect("readable")
+    }
+
     fn key(number: u8) -> Vec<u8> {
         vec![0, 0, 0, 0, number]
     }
@@ -251,7 +259,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (log, synced) = written(folder.path()).await;
         fs::write(folder.path().join(MARK), [1; 16]).expect("written");
-        assert_eq!(Mark::read(folder.path()).expect("readable"), None);
+        assert_eq!(mark(folder.path()), None);
         tear(&log, synced + 100);
         let refused = open(folder.path()).err().expect("refused").to_string();
         assert!(refused.contains("cannot be opened"), "{refused}");
@@ -264,6 +272,8 @@ mod tests {
         fs::remove_file(folder.path().join(MARK)).expect("it was there");
         let store = open(folder.path()).expect("it opens");
         assert_eq!(values(&store), [1, 2, 3]);
-        assert_eq!(Mark::read(folder.path()).expect("readable"), Some(2));
+        assert!(Mark::lock(folder.path()).expect("a folder").is_none(), "it is the store's");
+        store.closed().await;
+        assert_eq!(mark(folder.path()), Some(2));
     }
 }

@@ -26,6 +26,8 @@ mod group;
 pub mod http;
 mod log;
 mod machine;
+#[doc(hidden)]
+pub mod manifest;
 pub mod metrics;
 mod network;
 #[doc(hidden)]

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::durable::{self, COUNT_KEY, Mark, Refusal, counted};
 use crate::machine::{Batch, Span};
+use crate::manifest::Torn;
 use crate::metrics::{Registry, Sampler};
 
 /// A column family, by name.
@@ -174,6 +175,28 @@ pub fn all_closed(within: Duration) -> bool {
     !CLOSED.wait_while_until(&mut open, |open| *open > 0, Instant::now() + within).timed_out()
 }
 
+/// Opens it, if all is there that was synced.
+fn open_database(path: &Path, families: &[Family], synced: Option<u64>) -> Result<DB, OpenError> {
+    let mut options = database_options();
+    if let Some(synced) = synced {
+        let mode = durable::inspect(path, synced).map_err(|refusal| match refusal {
+            Refusal::Unreadable(source) => OpenError::Damaged { path: path.to_owned(), source },
+            Refusal::Lost(found) => OpenError::Lost { path: path.to_owned(), found, synced },
+        })?;
+        options.set_wal_recovery_mode(mode);
+    }
+    let cache = Cache::new_lru_cache(256 << 20);
+    let descriptor = |family: &Family| ColumnFamilyDescriptor::new(family.0, family_options(*family, &cache));
+    DB::open_cf_descriptors(&options, path, families.iter().map(descriptor)).map_err(|source| {
+        let message = source.to_string();
+        if message.contains("lock") && message.contains("LOCK") {
+            OpenError::InUse { path: path.to_owned() }
+        } else {
+            OpenError::Damaged { path: path.to_owned(), source }
+        }
+    })
+}
+
 impl Store {
     /// Opens the database in a folder, or makes one. `owner` says whose data this is; a folder that
     /// says otherwise is refused.
@@ -186,34 +209,29 @@ impl Store {
         let probe = path.join(".writable");
         fs::write(&probe, []).and_then(|()| fs::remove_file(&probe)).map_err(folder)?;
 
-        let cache = Cache::new_lru_cache(256 << 20);
-        let descriptor =
-            |family: &Family| ColumnFamilyDescriptor::new(family.0, family_options(*family, &cache));
-        let all = families::ALL.iter().chain(machine_families).map(descriptor);
-        let mut options = database_options();
-        if let Some(synced) = Mark::read(path).map_err(folder)? {
-            let mode = durable::inspect(path, synced).map_err(|refusal| match refusal {
-                Refusal::Unreadable(source) => OpenError::Damaged { path: path.to_owned(), source },
-                Refusal::Lost(found) => OpenError::Lost { path: path.to_owned(), found, synced },
-            })?;
-            options.set_wal_recovery_mode(mode);
-        }
+        let in_use = || OpenError::InUse { path: path.to_owned() };
+        let mut mark = Mark::lock(path).map_err(folder)?.ok_or_else(in_use)?;
+        let synced = mark.read().map_err(folder)?;
+        let families: Vec<Family> = families::ALL.iter().chain(machine_families).copied().collect();
         let open = Open::new();
-        let db = DB::open_cf_descriptors(&options, path, all).map_err(|source| {
-            let message = source.to_string();
-            if message.contains("lock") && message.contains("LOCK") {
-                OpenError::InUse { path: path.to_owned() }
-            } else {
-                OpenError::Damaged { path: path.to_owned(), source }
+        let db = open_database(path, &families, synced).or_else(|error| {
+            let OpenError::Damaged { .. } = error else { return Err(error) };
+            let Some(torn) = Torn::cut_off(path).map_err(folder)? else { return Err(error) };
+            match open_database(path, &families, synced) {
+                Ok(db) => {
+                    tracing::warn!("the manifest ends in what was not synced; that is left out");
+                    Ok(db)
+                }
+                Err(_) => torn.put_back().map_err(folder).and(Err(error)),
             }
         })?;
         let (closed, _) = watch::channel(());
-        let families = families::ALL.iter().chain(machine_families).copied().collect();
         let count =
             db.cf_handle(families::META.0).map(|handle| db.get_pinned_cf(handle, COUNT_KEY)).transpose();
         let count = count.map_err(|source| OpenError::Damaged { path: path.to_owned(), source })?.flatten();
-        let mark = Mutex::new(Mark::open(path, counted(count.as_deref())).map_err(folder)?);
+        mark.set(path, counted(count.as_deref())).map_err(folder)?;
         drop(count);
+        let mark = Mutex::new(mark);
         let store = Store { shared: Arc::new(Shared { db, families, mark, closed, _open: open }) };
         store.claim(path, owner)?;
         Ok(store)
