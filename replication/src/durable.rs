@@ -152,6 +152,9 @@ pub(crate) fn inspect(folder: &Path, synced: u64) -> Result<DBRecoveryMode, Refu
 fn look(folder: &Path, mode: DBRecoveryMode) -> Result<u64, rocksdb::Error> {
     let mut options = Options::default();
     options.set_wal_recovery_mode(mode);
+    // Whoever opened it for writing did, and where RocksDB only reads it crashes if it is to forget that
+    // (<https://github.com/facebook/rocksdb/issues/13235>).
+    options.set_track_and_verify_wals_in_manifest(true);
     let meta = ColumnFamilyDescriptor::new(families::META.0, Options::default());
     let db = DB::open_cf_descriptors_read_only(&options, folder, [meta], false)?;
     let handle = db.cf_handle(families::META.0).expect("it was opened with it");
@@ -168,7 +171,7 @@ mod tests {
 
     use super::*;
     use crate::log::LogWriter;
-    use crate::rocks::{OpenError, Store};
+    use crate::rocks::{Family, OpenError, Store};
 
     const OWNER: &str = "somebody";
     const PAGE: usize = 4096;
@@ -185,6 +188,15 @@ mod tests {
         vec![0, 0, 0, 0, number]
     }
 
+    /// The write-ahead logs, the newest last.
+    fn logs(folder: &Path) -> Vec<PathBuf> {
+        let paths = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+        let mut logs: Vec<PathBuf> =
+            paths.filter(|path| path.extension().is_some_and(|kind| kind == "log")).collect();
+        logs.sort();
+        logs
+    }
+
     /// Two values of three pages each are written and synced; then one more, and that is not. Returns the
     /// write-ahead log, and how long it was when it was synced.
     async fn written(folder: &Path) -> (PathBuf, usize) {
@@ -194,9 +206,7 @@ mod tests {
             let value = vec![number; 3 * PAGE];
             writer.put_durably(families::META, &key(number), value).await.expect("written");
         }
-        let log = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-        let log = log.filter(|path| path.extension().is_some_and(|kind| kind == "log")).max();
-        let log = log.expect("there is a write-ahead log");
+        let log = logs(folder).pop().expect("there is a write-ahead log");
         let synced = fs::metadata(&log).expect("it is there").len() as usize;
         let mut batch = WriteBatch::default();
         store.put(&mut batch, families::META, &key(3), &[3; 3 * PAGE]);
@@ -252,6 +262,27 @@ mod tests {
         // Put back as it was, it is as if nothing had happened.
         fs::write(&log, whole).expect("written");
         assert_eq!(values(&open(folder.path()).expect("whole")), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn it_opens_with_a_write_ahead_log_that_was_closed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        open(folder.path()).expect("a new folder").closed().await;
+        let mut options = Options::default();
+        options.set_track_and_verify_wals_in_manifest(true);
+        let names = families::ALL.map(|family| family.0);
+        let db =
+            DB::open_cf(&options, folder.path(), ["default"].into_iter().chain(names)).expect("it opens");
+        let family = |family: Family| db.cf_handle(family.0).expect("it was opened with it");
+        // One family goes into a table and begins another log; the other still needs the one before.
+        db.put_cf(family(families::META), key(1), [1]).expect("written");
+        db.put_cf(family(families::LOG), key(1), [1]).expect("written");
+        db.flush_cf(family(families::LOG)).expect("flushed");
+        db.put_cf(family(families::META), key(2), [2]).expect("written");
+        drop(db);
+        assert_eq!(logs(folder.path()).len(), 2);
+        let store = open(folder.path()).expect("nothing is wrong");
+        assert_eq!(values(&store), [1, 2]);
     }
 
     #[tokio::test]
