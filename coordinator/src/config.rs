@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
 use troth_protocol::process::{
-    Basics, Common, ConfigError, HttpSection, LogSection, NetworkSection, RaftSection, ServerFile, Source,
-    TlsSection, TraceSection,
+    Basics, Common, ConfigError, HttpSection, LogSection, MemorySection, NetworkSection, RaftSection,
+    ServerFile, Source, TlsSection, TraceSection,
 };
 use troth_replication::Timing;
 
@@ -53,6 +53,9 @@ pub struct File {
     /// What is shown over HTTP.
     #[serde(default)]
     pub http: HttpSection,
+    /// How much memory the database may take.
+    #[serde(default)]
+    pub memory: MemorySection,
     /// How patient coordinators are with each other.
     #[serde(default)]
     pub raft: RaftSection,
@@ -147,8 +150,8 @@ impl Config {
 
 impl ServerFile for File {
     fn common(&mut self) -> Common<'_> {
-        let File { id, listen, advertise, data, tls, log, trace, network, http, .. } = self;
-        Common { id, listen, advertise, data, tls, log, trace, network, http }
+        let File { id, listen, advertise, data, tls, log, trace, network, http, memory, .. } = self;
+        Common { id, listen, advertise, data, tls, log, trace, network, http, memory }
     }
 }
 

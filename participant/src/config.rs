@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use troth_protocol::limits::{OUTCOME_RETENTION, TXN_AGE_MAX, VERSION_RETENTION};
 use troth_protocol::process::{
-    Basics, Common, ConfigError, HttpSection, LogSection, NetworkSection, RaftSection, ServerFile, Source,
-    TlsSection, TraceSection,
+    Basics, Common, ConfigError, HttpSection, LogSection, MemorySection, NetworkSection, RaftSection,
+    ServerFile, Source, TlsSection, TraceSection,
 };
 use troth_protocol::ring::WEIGHT_MAX;
 use troth_replication::Timing;
@@ -51,6 +51,9 @@ pub struct File {
     /// What is shown over HTTP.
     #[serde(default)]
     pub http: HttpSection,
+    /// How much memory the database may take.
+    #[serde(default)]
+    pub memory: MemorySection,
     /// How long things are kept.
     #[serde(default)]
     pub retention: RetentionSection,
@@ -126,8 +129,8 @@ impl Config {
 
 impl ServerFile for File {
     fn common(&mut self) -> Common<'_> {
-        let File { id, listen, advertise, data, tls, log, trace, network, http, .. } = self;
-        Common { id, listen, advertise, data, tls, log, trace, network, http }
+        let File { id, listen, advertise, data, tls, log, trace, network, http, memory, .. } = self;
+        Common { id, listen, advertise, data, tls, log, trace, network, http, memory }
     }
 }
 
@@ -191,6 +194,7 @@ impl File {
 
 #[cfg(test)]
 mod tests {
+    use troth_protocol::process::Memory;
     use troth_protocol::process::load_server;
 
     use super::*;
@@ -216,7 +220,7 @@ mod tests {
         check(&with("weight = 0"), "node.toml:4: weight: must be from 1 to 100");
         check(
             &with("wait = 0"),
-            "node.toml:4: unknown field `wait`, expected one of `id`, `listen`, `advertise`, `data`, `zone`, `weight`, `coordinators`, `tls`, `log`, `trace`, `network`, `http`, `retention`, `raft`, `moves`",
+            "node.toml:4: unknown field `wait`, expected one of `id`, `listen`, `advertise`, `data`, `zone`, `weight`, `coordinators`, `tls`, `log`, `trace`, `network`, `http`, `memory`, `retention`, `raft`, `moves`",
         );
         check(&with("weight = \"much\""), "node.toml:4: invalid type: string \"much\", expected u32");
         check(
@@ -235,6 +239,13 @@ mod tests {
             &with("[raft]\nelection_ms = 400000000000"),
             "node.toml:5: raft.election_ms: 400000000 s is too long; ten years are the most",
         );
+        for mib in ["3", "1048577", "9223372036854775807"] {
+            check(
+                &with(&format!("[memory]\nwrite_buffers_mib = {mib}")),
+                "node.toml:5: memory.write_buffers_mib: must be from 4 to 1048576",
+            );
+        }
+        check(&with("[memory]\ncache_mib = 0"), "node.toml:5: memory.cache_mib: must be from 4 to 1048576");
         check(
             &with("listen = \"0.0.0.0:1\""),
             "advertise: is needed when listen is 0.0.0.0:1, which others cannot call",
@@ -252,5 +263,14 @@ mod tests {
         let config = file.resolve(&Source::default()).expect("complete");
         assert_eq!((config.basics.id, config.weight), (1, 1));
         assert_eq!(config.basics.quic.bind.port(), 7460);
+        assert_eq!(config.basics.memory, Memory::default());
+    }
+
+    #[test]
+    fn memory_is_set_in_mebibytes() {
+        let text = format!("{GOOD}[memory]\ncache_mib = 16\n");
+        let file: File = toml::from_str(&text).expect("well-formed");
+        let config = file.resolve(&Source::default()).expect("complete");
+        assert_eq!(config.basics.memory, Memory { cache: 16 << 20, ..Memory::default() });
     }
 }

@@ -168,6 +168,7 @@ mod tests {
     use std::path::PathBuf;
 
     use rocksdb::WriteBatch;
+    use troth_protocol::process::Memory;
 
     use super::*;
     use crate::log::LogWriter;
@@ -177,7 +178,7 @@ mod tests {
     const PAGE: usize = 4096;
 
     fn open(folder: &Path) -> Result<Store, OpenError> {
-        Store::open(folder, OWNER, &[])
+        Store::open(folder, OWNER, &[], Memory::default())
     }
 
     fn mark(folder: &Path) -> Option<u64> {

@@ -98,6 +98,7 @@ mod tests {
 
     use rocksdb::{DB, ErrorKind, Options, WriteOptions};
     use tempfile::TempDir;
+    use troth_protocol::process::Memory;
 
     use super::*;
     use crate::rocks::{OpenError, Store, families};
@@ -105,7 +106,7 @@ mod tests {
     const OWNER: &str = "somebody";
 
     fn open(folder: &Path) -> Result<Store, OpenError> {
-        Store::open(folder, OWNER, &[])
+        Store::open(folder, OWNER, &[], Memory::default())
     }
 
     fn raw(folder: &Path) -> Result<DB, rocksdb::Error> {

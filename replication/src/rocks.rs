@@ -12,6 +12,7 @@ use rocksdb::{
     DBRecoveryMode, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions,
 };
 use tokio::sync::watch;
+use troth_protocol::process::Memory;
 
 use crate::durable::{self, COUNT_KEY, Mark, Refusal, counted};
 use crate::machine::{Batch, Span};
@@ -176,8 +177,13 @@ pub fn all_closed(within: Duration) -> bool {
 }
 
 /// Opens it, if all is there that was synced.
-fn open_database(path: &Path, families: &[Family], synced: Option<u64>) -> Result<DB, OpenError> {
-    let mut options = database_options();
+fn open_database(
+    path: &Path,
+    families: &[Family],
+    memory: Memory,
+    synced: Option<u64>,
+) -> Result<DB, OpenError> {
+    let mut options = database_options(memory);
     if let Some(synced) = synced {
         let mode = durable::inspect(path, synced).map_err(|refusal| match refusal {
             Refusal::Unreadable(source) => OpenError::Damaged { path: path.to_owned(), source },
@@ -185,8 +191,9 @@ fn open_database(path: &Path, families: &[Family], synced: Option<u64>) -> Resul
         })?;
         options.set_wal_recovery_mode(mode);
     }
-    let cache = Cache::new_lru_cache(256 << 20);
-    let descriptor = |family: &Family| ColumnFamilyDescriptor::new(family.0, family_options(*family, &cache));
+    let cache = Cache::new_lru_cache(memory.cache);
+    let descriptor =
+        |family: &Family| ColumnFamilyDescriptor::new(family.0, family_options(*family, memory, &cache));
     DB::open_cf_descriptors(&options, path, families.iter().map(descriptor)).map_err(|source| {
         let message = source.to_string();
         if message.contains("lock") && message.contains("LOCK") {
@@ -203,7 +210,12 @@ impl Store {
     ///
     /// # Errors
     /// See [`OpenError`]; each says what to do.
-    pub fn open(path: &Path, owner: &str, machine_families: &[Family]) -> Result<Store, OpenError> {
+    pub fn open(
+        path: &Path,
+        owner: &str,
+        machine_families: &[Family],
+        memory: Memory,
+    ) -> Result<Store, OpenError> {
         let folder = |source| OpenError::Folder { path: path.to_owned(), source };
         fs::create_dir_all(path).map_err(folder)?;
         let probe = path.join(".writable");
@@ -214,10 +226,10 @@ impl Store {
         let synced = mark.read().map_err(folder)?;
         let families: Vec<Family> = families::ALL.iter().chain(machine_families).copied().collect();
         let open = Open::new();
-        let db = open_database(path, &families, synced).or_else(|error| {
+        let db = open_database(path, &families, memory, synced).or_else(|error| {
             let OpenError::Damaged { .. } = error else { return Err(error) };
             let Some(torn) = Torn::cut_off(path).map_err(folder)? else { return Err(error) };
-            match open_database(path, &families, synced) {
+            match open_database(path, &families, memory, synced) {
                 Ok(db) => {
                     tracing::warn!("the manifest ends in what was not synced; that is left out");
                     Ok(db)
@@ -434,7 +446,7 @@ pub(crate) fn group_range(group: u32) -> ([u8; 4], [u8; 4]) {
     (group.to_be_bytes(), (group + 1).to_be_bytes())
 }
 
-fn database_options() -> Options {
+fn database_options(memory: Memory) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -442,8 +454,8 @@ fn database_options() -> Options {
     // log must be seen, not skipped. See `durable` for what a power cut leaves.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_track_and_verify_wals_in_manifest(true);
-    options.set_max_total_wal_size(512 << 20);
-    options.set_db_write_buffer_size(256 << 20);
+    options.set_max_total_wal_size(2 * memory.write_buffers as u64);
+    options.set_db_write_buffer_size(memory.write_buffers);
     options.set_wal_bytes_per_sync(0);
     options.set_bytes_per_sync(1 << 20);
     options.set_max_background_jobs(2);
@@ -453,7 +465,7 @@ fn database_options() -> Options {
     options
 }
 
-fn family_options(family: Family, cache: &Cache) -> Options {
+fn family_options(family: Family, memory: Memory, cache: &Cache) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_bloom_filter(10.0, false);
@@ -462,8 +474,8 @@ fn family_options(family: Family, cache: &Cache) -> Options {
     options.set_block_based_table_factory(&table);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
     options.set_level_compaction_dynamic_level_bytes(true);
-    let buffer = if family == families::META { 8 << 20 } else { 64 << 20 };
-    options.set_write_buffer_size(buffer);
+    let (share, most) = if family == families::META { (32, 8 << 20) } else { (4, 64 << 20) };
+    options.set_write_buffer_size((memory.write_buffers / share).min(most));
     options.set_max_write_buffer_number(4);
     options
 }

@@ -225,7 +225,7 @@ impl Base {
     ) -> Result<Base, ServerError> {
         let identity = credentials.identity();
         let owner = format!("{} {} of cluster {}", identity.role, basics.id, identity.cluster);
-        let store = Store::open(&basics.data, &owner, families)?;
+        let store = Store::open(&basics.data, &owner, families, basics.memory)?;
         let quic = Quic::bind(basics.quic.clone(), credentials)?;
         process::publish(&basics.data, "address", quic.local_addr())?;
         let address = basics.advertise.clone().unwrap_or_else(|| quic.local_addr().to_string());

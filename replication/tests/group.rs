@@ -6,6 +6,7 @@ use bytes::Bytes;
 use support::*;
 use tokio::time::timeout;
 use troth_protocol::net::memory::Network;
+use troth_protocol::process::Memory;
 use troth_protocol::{GroupId, NodeId, ShardId};
 use troth_replication::{Leadership, LogWriter, ProposeError, Store};
 
@@ -175,11 +176,17 @@ fn damage(folder: &std::path::Path, key: &[u8], change: impl Fn(&mut Vec<u8>)) {
 #[test]
 fn a_folder_of_somebody_else_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    drop(Store::open(folder.path(), "node 1 of cluster a", &[]).expect("fresh"));
-    let error = Store::open(folder.path(), "node 1 of cluster b", &[]).err().expect("refused").to_string();
+    drop(Store::open(folder.path(), "node 1 of cluster a", &[], Memory::default()).expect("fresh"));
+    let error = Store::open(folder.path(), "node 1 of cluster b", &[], Memory::default())
+        .err()
+        .expect("refused")
+        .to_string();
     assert!(error.contains("belongs to node 1 of cluster a"), "{error}");
-    let first = Store::open(folder.path(), "node 1 of cluster a", &[]).expect("its own");
-    let error = Store::open(folder.path(), "node 1 of cluster a", &[]).err().expect("refused").to_string();
+    let first = Store::open(folder.path(), "node 1 of cluster a", &[], Memory::default()).expect("its own");
+    let error = Store::open(folder.path(), "node 1 of cluster a", &[], Memory::default())
+        .err()
+        .expect("refused")
+        .to_string();
     assert!(error.contains("in use by another process"), "{error}");
     drop(first);
 }

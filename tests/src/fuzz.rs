@@ -289,6 +289,9 @@ versions_s = 600
 outcomes_s = 3600
 [moves]
 bytes_per_second = 1000000
+[memory]
+cache_mib = 64
+write_buffers_mib = 64
 [http]
 listen = "127.0.0.1:8460"
 "#;

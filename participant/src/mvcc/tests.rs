@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use troth_protocol::process::Memory;
 use troth_protocol::{Key, KeyRange, ShardId, Timestamp, Value};
 use troth_replication::{Reach, Store};
 
@@ -119,7 +120,7 @@ fn whatever_was_written_is_read_and_collection_changes_nothing_from_the_safe_poi
     let cases = (model(), range(), 1..4usize, 0..END, 1..8usize);
     let result = runner.run(&cases, |(model, range, rows_max, safe_point, step)| {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = Store::open(folder.path(), "test", &ALL).expect("a new folder");
+        let store = Store::open(folder.path(), "test", &ALL, Memory::default()).expect("a new folder");
         filled(&store, &model);
         let mvcc = Mvcc::new(&store, SHARD);
         for key in KEYS.map(Key::from) {
@@ -159,7 +160,7 @@ fn whatever_was_written_is_read_and_collection_changes_nothing_from_the_safe_poi
 #[test]
 fn a_page_ends_with_the_row_that_fills_it() {
     let folder = tempfile::tempdir().expect("a folder");
-    let store = Store::open(folder.path(), "test", &ALL).expect("a new folder");
+    let store = Store::open(folder.path(), "test", &ALL, Memory::default()).expect("a new folder");
     let mvcc = Mvcc::new(&store, SHARD);
     let mut batch = store.batch();
     for key in ["a", "b", "c"] {
@@ -180,7 +181,7 @@ fn a_page_ends_with_the_row_that_fills_it() {
 #[test]
 fn what_cannot_be_in_the_store_is_an_error_not_an_answer() {
     let folder = tempfile::tempdir().expect("a folder");
-    let store = Store::open(folder.path(), "test", &ALL).expect("a new folder");
+    let store = Store::open(folder.path(), "test", &ALL, Memory::default()).expect("a new folder");
     let mvcc = Mvcc::new(&store, SHARD);
     let mut batch = store.batch();
     batch.put(DATA, &super::key::version(SHARD, &"a".into(), Timestamp(1)), b"?");

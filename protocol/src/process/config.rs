@@ -144,6 +144,8 @@ pub struct Common<'a> {
     pub network: &'a mut NetworkSection,
     /// What is shown over HTTP.
     pub http: &'a mut HttpSection,
+    /// How much memory the database may take.
+    pub memory: &'a mut MemorySection,
 }
 
 /// The configuration file of a server.
@@ -167,6 +169,23 @@ pub struct Basics {
     pub http: Option<HttpConfig>,
     /// A transaction that takes longer than this is logged with all that happened to it.
     pub slow: Duration,
+    /// How much memory the database may take.
+    pub memory: Memory,
+}
+
+/// How much memory a database may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Memory {
+    /// Bytes of blocks that were read.
+    pub cache: usize,
+    /// Bytes that were written and are in no table yet. Write-ahead logs may take twice as much on the disk.
+    pub write_buffers: usize,
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory { cache: 256 << 20, write_buffers: 256 << 20 }
+    }
 }
 
 /// What is shown over HTTP.
@@ -225,7 +244,8 @@ impl Common<'_> {
         let quic = self.network.quic(self.listen.as_deref().unwrap_or(default_listen), source)?;
         let http = self.http.resolve(source)?;
         let slow = source.time("log.slow_ms", Duration::from_millis(self.log.slow_ms))?;
-        Ok(Basics { id, quic, advertise: self.advertise.clone(), data, http, slow })
+        let memory = self.memory.resolve(source)?;
+        Ok(Basics { id, quic, advertise: self.advertise.clone(), data, http, slow, memory })
     }
 }
 
@@ -234,7 +254,8 @@ impl Basics {
     pub fn new(id: u64, data: impl Into<PathBuf>) -> Basics {
         let slow = Duration::from_millis(LogSection::default().slow_ms);
         let quic = QuicConfig::default();
-        Basics { id, quic, advertise: None, data: data.into(), http: None, slow }
+        let memory = Memory::default();
+        Basics { id, quic, advertise: None, data: data.into(), http: None, slow, memory }
     }
 
     /// Makes sure that others can be told where this server is.
@@ -539,6 +560,37 @@ impl NetworkSection {
             return Err(source.error("network.idle_timeout_ms", "must be at most 600000, ten minutes"));
         }
         Ok(config)
+    }
+}
+
+/// How much memory the database may take.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemorySection {
+    /// MiB of blocks that were read; 256 if left out.
+    pub cache_mib: Option<usize>,
+    /// MiB that were written and are in no table yet; 256 if left out.
+    pub write_buffers_mib: Option<usize>,
+}
+
+/// The least and the most MiB for each.
+const MEMORY_MIB: RangeInclusive<usize> = 4..=1 << 20;
+
+impl MemorySection {
+    fn resolve(&self, source: &Source) -> Result<Memory, ConfigError> {
+        let bytes = |key: &str, mib: Option<usize>, default: usize| match mib {
+            Some(mib) if !MEMORY_MIB.contains(&mib) => {
+                let (least, most) = (MEMORY_MIB.start(), MEMORY_MIB.end());
+                Err(source.error(key, format!("must be from {least} to {most}")))
+            }
+            Some(mib) => Ok(mib << 20),
+            None => Ok(default),
+        };
+        let default = Memory::default();
+        Ok(Memory {
+            cache: bytes("memory.cache_mib", self.cache_mib, default.cache)?,
+            write_buffers: bytes("memory.write_buffers_mib", self.write_buffers_mib, default.write_buffers)?,
+        })
     }
 }
 

@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 pub use self::config::{
-    Basics, Common, ConfigError, HttpConfig, HttpSection, LogFormat, LogSection, NetworkSection, RaftSection,
-    ServerFile, Source, TIME_MAX, TlsSection, Token, TraceSection, Traces, load, load_server, parse,
+    Basics, Common, ConfigError, HttpConfig, HttpSection, LogFormat, LogSection, Memory, MemorySection,
+    NetworkSection, RaftSection, ServerFile, Source, TIME_MAX, TlsSection, Token, TraceSection, Traces, load,
+    load_server, parse,
 };
 
 /// The process did what it was asked to.

@@ -14,6 +14,7 @@ use troth_protocol::message::raft::LogId;
 use troth_protocol::message::{Request, Response};
 use troth_protocol::net::memory::Network;
 use troth_protocol::net::{BoxFuture, Identity, Peer, Role, Service};
+use troth_protocol::process::Memory;
 use troth_protocol::{ClusterId, GroupId, NodeId, ShardId};
 use troth_replication::{
     Batch, Committed, Directory, Family, Group, GroupConfig, Leadership, LogWriter, Machine, Span,
@@ -185,7 +186,7 @@ pub async fn start(
 }
 
 pub fn open(folder: &std::path::Path) -> Store {
-    Store::open(folder, "a test", &[DATA]).expect("a fresh folder")
+    Store::open(folder, "a test", &[DATA], Memory::default()).expect("a fresh folder")
 }
 
 pub async fn leads(group: &Group<Journal>) {

@@ -184,6 +184,8 @@ impl Servers {
             text += &line;
             text.push('\n');
         }
+        // So little that tables are written and merged all the time, and there are several write-ahead logs.
+        text += "[memory]\ncache_mib = 4\nwrite_buffers_mib = 4\n";
         fs::write(path, text)?;
         Ok(())
     }

@@ -7,12 +7,14 @@ use std::path::Path;
 
 use crate::common::Scene;
 use crate::rocks::{FOLDER, ROUND, live};
+use troth_protocol::process::Memory;
 use troth_replication::{LogWriter, OpenError, Store, families};
 
 const OWNER: &str = "somebody";
 
 fn open(folder: &Path) -> Result<Store, OpenError> {
-    Store::open(folder, OWNER, &[])
+    // So little that there are many tables, and several write-ahead logs at a time.
+    Store::open(folder, OWNER, &[], Memory { cache: 4 << 20, write_buffers: 4 << 20 })
 }
 
 /// The same for whoever knows the key, and a few pages long, so that it can be torn in the middle.
