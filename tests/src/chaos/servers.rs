@@ -184,8 +184,9 @@ impl Servers {
             text += &line;
             text.push('\n');
         }
-        // So little that tables are written and merged all the time, and there are several write-ahead logs.
-        text += "[memory]\ncache_mib = 4\nwrite_buffers_mib = 4\n";
+        // So little that tables are written and merged all the time, there are several write-ahead logs, and
+        // who was away for long gets a snapshot.
+        text += "[memory]\ncache_mib = 4\nwrite_buffers_mib = 4\n[raft]\nlog_entries = 300\n";
         fs::write(path, text)?;
         Ok(())
     }
