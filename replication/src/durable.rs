@@ -24,6 +24,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rocksdb::{ColumnFamilyDescriptor, DB, DBRecoveryMode, Options};
@@ -36,6 +37,11 @@ const MARK: &str = "synced";
 
 /// How old a mark may become that a power cut leaves.
 const MARK_SYNC_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long a lock is waited for. A process that is being started by this one has all its files until it has
+/// become another program, those too that were closed in the meantime.
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Where the database counts: in [`families::META`], after the keys of all groups.
 pub(crate) const COUNT_KEY: &[u8] = b"\xff\xff\xff\xffsynced";
@@ -53,10 +59,14 @@ impl Mark {
     pub(crate) fn lock(folder: &Path) -> io::Result<Option<Mark>> {
         let path = folder.join(MARK);
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Mark { file, count: 0, synced_at: Instant::now() })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(Mark { file, count: 0, synced_at: Instant::now() })),
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) if Instant::now() > deadline => return Ok(None),
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+            }
         }
     }
 

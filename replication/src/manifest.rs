@@ -13,7 +13,11 @@
 //! ```
 //!
 //! That has a wrong checksum, and RocksDB does not open it, however the write-ahead log is to be read. A
-//! record that was synced whole and damaged later does not end in zeros from the start of a sector on.
+//! record that was synced whole does not end in zeros from the start of a sector on, unless the disk lost just
+//! these sectors later; then RocksDB may go on without a table, and nobody can tell.
+//!
+//! A record that goes over from one block of 32 KiB into the next may be torn so that only its second part is
+//! there. That is refused still.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};

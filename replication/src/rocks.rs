@@ -234,7 +234,7 @@ impl Store {
                     tracing::warn!("the manifest ends in what was not synced; that is left out");
                     Ok(db)
                 }
-                Err(_) => torn.put_back().map_err(folder).and(Err(error)),
+                Err(error) => torn.put_back().map_err(folder).and(Err(error)),
             }
         })?;
         let (closed, _) = watch::channel(());
