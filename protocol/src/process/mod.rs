@@ -1,16 +1,17 @@
 //! What the two servers share: configuration files, logging, signals, exit codes.
 
 mod config;
+mod telemetry;
 
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
 pub use self::config::{
-    Basics, Common, ConfigError, HttpConfig, HttpSection, LogFormat, LogSection, Memory, MemorySection,
-    NetworkSection, RaftSection, ServerFile, Source, TIME_MAX, TlsSection, Token, TraceSection, Traces, load,
-    load_server, parse,
+    Basics, Common, ConfigError, HttpConfig, HttpSection, Memory, MemorySection, NetworkSection, RaftSection,
+    ServerFile, Source, TIME_MAX, TlsSection, Token, load, load_server, parse,
 };
+pub use self::telemetry::{LogFormat, LogSection, TraceSection, Traces};
 
 /// The process did what it was asked to.
 pub const EXIT_OK: u8 = 0;
