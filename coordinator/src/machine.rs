@@ -286,7 +286,7 @@ impl Machine for CoordinatorMachine {
     }
 
     fn spans(&self) -> Vec<Span> {
-        FAMILIES.into_iter().map(|family| Span { family, start: Vec::new(), end: END.to_vec() }).collect()
+        spans()
     }
 
     fn reload(&mut self) -> io::Result<()> {
@@ -344,6 +344,11 @@ fn named(command: &Command) -> Named {
 fn publish_map(core: &Core, state: &State) {
     let epoch = state.catalog().map_or(MapEpoch(0), |catalog| catalog.map.epoch);
     core.map_epoch.send_if_modified(|current| std::mem::replace(current, epoch) != epoch);
+}
+
+/// All that the coordinators have in the store.
+pub fn spans() -> Vec<Span> {
+    FAMILIES.into_iter().map(|family| Span { family, start: Vec::new(), end: END.to_vec() }).collect()
 }
 
 fn damaged(error: impl std::fmt::Display) -> io::Error {

@@ -45,4 +45,4 @@ pub use machine::{Batch, Committed, Machine, Span};
 pub use network::Directory;
 pub use rocks::{Family, OpenError, Reach, Store, StoreError, all_closed, families};
 pub use snapshot::outgoing::{SnapshotBytes, Throttle, TransferProgress};
-pub use snapshot::{erase, is_known};
+pub use snapshot::{applied, erase, is_known};

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus_client::metrics::info::Info;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use troth_protocol::ClusterId;
 use troth_protocol::net::Role;
 use troth_protocol::net::quic::{EndpointError, Quic};
 use troth_protocol::net::tls::Credentials;
@@ -213,6 +214,11 @@ struct About {
     certificate_expires_at: i64,
 }
 
+/// Whose data that of a server is, as [`Store::open`] asks.
+pub fn owner(role: Role, id: u64, cluster: ClusterId) -> String {
+    format!("{role} {id} of cluster {cluster}")
+}
+
 impl Base {
     /// Opens the data folder and the socket. Nothing is answered yet.
     ///
@@ -224,7 +230,7 @@ impl Base {
         families: &[Family],
     ) -> Result<Base, ServerError> {
         let identity = credentials.identity();
-        let owner = format!("{} {} of cluster {}", identity.role, basics.id, identity.cluster);
+        let owner = owner(identity.role, basics.id, identity.cluster);
         let store = Store::open(&basics.data, &owner, families, basics.memory)?;
         let quic = Quic::bind(basics.quic.clone(), credentials)?;
         process::publish(&basics.data, "address", quic.local_addr())?;

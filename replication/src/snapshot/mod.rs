@@ -108,6 +108,14 @@ pub async fn erase(writer: &LogWriter, group: GroupId, spans: &[Span]) -> io::Re
     writer.write_durably(of_group.into_iter().chain(of_machine).chain(marks).collect()).await
 }
 
+/// The index of the last entry in the state of a group.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn applied(store: &Store, group: GroupId) -> io::Result<Option<u64>> {
+    Ok(read_mark(store, group.to_u32())?.applied.map(|last| last.index))
+}
+
 /// Whether a group has anything in the store besides a vote.
 ///
 /// # Errors

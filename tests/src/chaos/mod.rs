@@ -17,14 +17,17 @@
 //! | `faults` | which fault when, for how long, and how it is undone |
 //! | `servers` | the processes, with their network, disks and clocks |
 //! | `application` | what a client does for each operation of a workload |
+//! | `replicas` | whether all replicas have the same in the end |
 //!
 //! First faults come and go. Then all are undone, and everything must come to rest: nobody is down, all shards
 //! are served from where they should be, no transaction is prepared, no lock is held, every change of the
-//! ring has ended. Then everything is read once more.
+//! ring has ended. Then everything is read once more. At last all servers are killed, and what replicas have
+//! on disk is compared.
 
 pub mod application;
 pub mod faults;
 pub mod nemesis;
+pub mod replicas;
 pub mod servers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +53,7 @@ use crate::network::Traffic;
 use application::{Applications, OP_TIMEOUT, open_accounts};
 use faults::{Faults, Journal, Tally};
 use nemesis::Nemesis;
+use replicas::Compared;
 use servers::{Equipment, Servers, Trouble};
 
 /// How long it may take after the last fault until everything has come to rest. Shards that move when nodes
@@ -103,6 +107,8 @@ pub struct Outcome {
     pub moved_shards: u64,
     /// How long it took after the last fault until all had come to rest, or what did not.
     pub rest: Result<Duration, String>,
+    /// What replicas have that should be the same; not looked at if there is no rest.
+    pub compared: Compared,
     /// Seconds with faults, and those of them with at least one committed write.
     pub seconds: (u64, u64),
     /// The longest time without a committed write.
@@ -118,6 +124,7 @@ impl Outcome {
     pub fn is_good(&self) -> bool {
         self.verdict.valid()
             && self.rest.is_ok()
+            && self.compared.differences.is_empty()
             && self.tally.crashed.is_empty()
             && self.tally.stuck.is_empty()
     }
@@ -174,6 +181,9 @@ impl Outcome {
             "longest_gap_seconds": self.longest_gap.as_secs_f64(),
             "rest_after_seconds": self.rest.as_ref().ok().map(Duration::as_secs_f64),
             "unrest": self.rest.as_ref().err(),
+            "replicas_compared": self.compared.replicas,
+            "rows_compared": self.compared.rows,
+            "replicas_differ": self.compared.differences,
             "checker": self.verdict.to_json(),
         })
     }
@@ -241,6 +251,8 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Trouble> {
     for client in &clients {
         client.close().await;
     }
+    let compared = if rest.is_ok() { replicas::compare(&mut faults).await? } else { Compared::default() };
+    compared.differences.iter().for_each(|difference| journal.note(difference));
     faults.operator().close().await;
 
     let history = recorder.history();
@@ -263,6 +275,7 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Trouble> {
         struck,
         moved_shards,
         rest,
+        compared,
     })
 }
 

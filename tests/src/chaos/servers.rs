@@ -143,9 +143,13 @@ impl Servers {
         Ok(())
     }
 
+    /// What is on the disk of a server, and what it sees of it.
+    fn folders(&self, name: &str) -> (PathBuf, PathBuf) {
+        (self.folder.join("disks").join(name), self.folder.join("data").join(name))
+    }
+
     fn mount(&mut self, name: &str) -> Result<Disk, Trouble> {
-        let (backing, mountpoint) =
-            (self.folder.join("disks").join(name), self.folder.join("data").join(name));
+        let (backing, mountpoint) = self.folders(name);
         fs::create_dir_all(&backing)?;
         fs::create_dir_all(&mountpoint)?;
         self.seed += 1;
@@ -313,6 +317,30 @@ impl Servers {
             self.disk(*server).power_cut();
         }
         Ok(killed)
+    }
+
+    /// Copies what a server that does not run has stored.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn copy_data(&self, server: Server, to: &Path) -> Result<(), Trouble> {
+        let (backing, seen) = self.folders(&server.to_string());
+        // Not through the disk: this process could not be killed while it waits for itself.
+        let from = match &self.places[&server].disk {
+            Some(disk) => {
+                disk.sync_all();
+                backing
+            }
+            None => seen,
+        };
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                fs::copy(entry.path(), to.join(entry.file_name()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Asks a server to stop.

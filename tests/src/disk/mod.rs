@@ -192,6 +192,14 @@ impl Disk {
         lost
     }
 
+    /// Makes everything durable, so that the folder has what a process sees.
+    ///
+    /// # Panics
+    /// If the folder behind the disk cannot be written.
+    pub fn sync_all(&self) {
+        self.shared.state.lock().sync_all().expect("the folder behind the disk works");
+    }
+
     /// How many bytes are not durable now.
     pub fn dirty_bytes(&self) -> u64 {
         self.shared.state.lock().dirty_bytes()

@@ -284,6 +284,15 @@ impl State {
         Ok(())
     }
 
+    /// Makes everything durable.
+    ///
+    /// # Errors
+    /// If the folder does not take it.
+    pub fn sync_all(&mut self) -> Result<()> {
+        self.commit()?;
+        self.files().into_iter().try_for_each(|node| self.sync(node))
+    }
+
     /// Loses the dirty pages of a file, as Linux does after it could not write them.
     pub fn forget_dirty(&mut self, node: NodeId) {
         if let Some(body) = self.bodies.get_mut(&node) {
