@@ -372,7 +372,9 @@ impl Store {
         let store = self.clone();
         let work = move || {
             for span in &spans {
-                store.shared.db.delete_file_in_range_cf(store.handle(span.family), &span.start, &span.end)?;
+                // A file whose last key is the end that is named goes too.
+                let last = just_below(&span.end);
+                store.shared.db.delete_file_in_range_cf(store.handle(span.family), &span.start, &last)?;
             }
             Ok::<_, rocksdb::Error>(())
         };
@@ -441,6 +443,15 @@ impl Store {
     }
 }
 
+/// A key below a bound, above all keys below it that anybody uses.
+fn just_below(bound: &[u8]) -> Vec<u8> {
+    match bound.split_last() {
+        None => Vec::new(),
+        Some((0, before)) => before.to_vec(),
+        Some((last, before)) => [before, &[last - 1], &[0xff; 32]].concat(),
+    }
+}
+
 /// The range of all keys that begin with a group's number.
 pub(crate) fn group_range(group: u32) -> ([u8; 4], [u8; 4]) {
     (group.to_be_bytes(), (group + 1).to_be_bytes())
@@ -478,4 +489,37 @@ fn family_options(family: Family, memory: Memory, cache: &Cache) -> Options {
     options.set_write_buffer_size((memory.write_buffers / share).min(most));
     options.set_max_write_buffer_number(4);
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DATA: Family = Family("data");
+
+    #[test]
+    fn a_bound_has_a_key_below_it_that_is_above_all_others() {
+        let end = [0, 6];
+        let last = just_below(&end);
+        assert!(last[..] < end[..] && last[..] > [0, 5, 0xff, 0xff][..] && last[..] > [0, 5][..]);
+        assert_eq!(just_below(&[1, 0]), [1]);
+        assert_eq!(just_below(&[]), Vec::<u8>::new());
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_span_stays_when_its_space_is_given_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path(), "a test", &[DATA], Memory::default()).expect("a new folder");
+        let (own, next) = ([0, 5], [0, 6]);
+        let mut batch = store.batch();
+        batch.put(DATA, &own, b"mine");
+        batch.put(DATA, &next, b"theirs");
+        batch.commit().expect("written");
+        // Both in one file, whose last key is the end of the span.
+        store.database().compact_range_cf(store.handle(DATA), None::<&[u8]>, None::<&[u8]>);
+        let span = Span { family: DATA, start: own.to_vec(), end: next.to_vec() };
+        store.reclaim(vec![span]).await.expect("readable");
+        let theirs = store.get(DATA, &next).expect("readable");
+        assert_eq!(theirs.as_deref(), Some(&b"theirs"[..]));
+    }
 }
