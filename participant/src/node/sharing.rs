@@ -48,7 +48,7 @@ impl Node {
                 let ready = wanted.filter(|node| {
                     let followers = shard.group().followers();
                     let follower = followers.iter().find(|follower| follower.node == **node);
-                    follower.is_some_and(|follower| follower.behind <= BEHIND_MAX && follower.answers())
+                    follower.is_some_and(|follower| follower.behind <= BEHIND_MAX && follower.can_lead())
                 });
                 let Some(node) = ready else {
                     fit.remove(&id);
@@ -73,7 +73,7 @@ impl Node {
             self.shards.read().iter().map(|(id, shard)| (*id, shard.clone())).collect();
         let handed_over = join_all(shards.iter().map(async |(id, shard)| {
             let followers = shard.group().followers();
-            let mut fit: Vec<&Follower> = followers.iter().filter(|follower| follower.answers()).collect();
+            let mut fit: Vec<&Follower> = followers.iter().filter(|follower| follower.can_lead()).collect();
             let least = fit.iter().map(|follower| follower.behind).min().unwrap_or(0);
             fit.retain(|follower| follower.behind == least);
             // Not all to the same one.

@@ -46,6 +46,8 @@ pub enum Leadership {
 pub struct Follower {
     /// Which.
     pub node: NodeId,
+    /// It has a vote, and so can lead.
+    pub votes: bool,
     /// The last entry that it is known to have; `None`: it is not known to have any.
     pub matched: Option<u64>,
     /// Entries that it does not have yet.
@@ -58,6 +60,11 @@ impl Follower {
     /// Whether it was heard of lately.
     pub fn answers(&self) -> bool {
         self.silent.is_some_and(|silent| silent < SILENT_MAX)
+    }
+
+    /// Whether it may be handed the leadership: it has a vote, and was heard of lately.
+    pub fn can_lead(&self) -> bool {
+        self.votes && self.answers()
     }
 }
 
@@ -95,8 +102,10 @@ impl<M: Machine> Group<M> {
             return Vec::new();
         };
         let last = now.last_log_index.unwrap_or(0);
+        let voters: BTreeSet<u64> = now.membership_config.voter_ids().collect();
         let follower = |(node, matched): (&u64, &Option<types::LogId>)| Follower {
             node: NodeId(*node),
+            votes: voters.contains(node),
             matched: matched.as_ref().map(|matched| matched.index),
             behind: last.saturating_sub(matched.as_ref().map_or(0, |matched| matched.index)),
             silent: heard.get(node).copied().flatten().map(|heard| heard.elapsed()),
@@ -107,7 +116,7 @@ impl<M: Machine> Group<M> {
     /// The follower that is best fit to lead: heard of lately, and the least behind.
     pub fn successor(&self) -> Option<NodeId> {
         let followers = self.followers();
-        let fit = followers.iter().filter(|follower| follower.answers());
+        let fit = followers.iter().filter(|follower| follower.can_lead());
         fit.min_by_key(|follower| follower.behind).map(|follower| follower.node)
     }
 
@@ -157,13 +166,18 @@ impl<M: Machine> Group<M> {
     ///
     /// # Errors
     /// [`ProposeError::NotLeader`] if it did not lead, [`ProposeError::Unknown`] if nobody else is known
-    /// to lead after `patience`.
+    /// to lead after `patience`, or at once if that member has no vote: then it still leads.
     pub async fn transfer_leader(&self, to: NodeId, patience: Duration) -> Result<NodeId, ProposeError> {
         let mut leadership = self.leadership();
         match &*leadership.borrow_and_update() {
             Leadership::Leader { .. } => {}
             Leadership::Follower { leader } => return Err(ProposeError::NotLeader { leader: *leader }),
             Leadership::Failed { reason } => return Err(ProposeError::Stopped(reason.clone())),
+        }
+        // The library would wait for it until somebody is elected, and with one voter nobody ever is.
+        if !self.followers().iter().any(|follower| follower.node == to && follower.votes) {
+            tracing::warn!(group = %self.inner.group, %to, "who has no vote cannot lead");
+            return Err(ProposeError::Unknown);
         }
         tracing::info!(group = %self.inner.group, %to, "handing over leadership");
         let sent = self.inner.raft.trigger().transfer_leader(to.0).await;
