@@ -61,6 +61,15 @@ pub struct Inner {
     pub todo: Vec<Effect>,
 }
 
+impl Inner {
+    /// Whoever leads does not any more, and who waits hears of it.
+    pub fn depose(&mut self) {
+        self.leader = None;
+        self.requests.clear();
+        self.todo.clear();
+    }
+}
+
 impl Core {
     /// A core without a state.
     pub fn new(store: &Store, clock: &Clock) -> Arc<Core> {
@@ -255,9 +264,7 @@ impl Machine for CoordinatorMachine {
             let named = named(&command);
             if let Command::Lead { .. } = command {
                 // Whoever led before in this process does not any more.
-                inner.leader = None;
-                inner.requests.clear();
-                inner.todo.clear();
+                inner.depose();
             }
             let output = inner.state.apply(*index, command, &view, &mut mutations)?;
             for mutation in mutations.drain(..) {
@@ -289,6 +296,10 @@ impl Machine for CoordinatorMachine {
         spans()
     }
 
+    fn unload(&mut self) {
+        self.core.lock().depose();
+    }
+
     fn reload(&mut self) -> io::Result<()> {
         let marks: Marks = match self.store.get(CATALOG, MARKS_KEY)? {
             Some(record) => decode(&record).map_err(damaged)?,
@@ -307,9 +318,7 @@ impl Machine for CoordinatorMachine {
         let mut inner = self.core.lock();
         inner.state = State::restore(marks, catalog, unfinished);
         // Whoever led knows nothing of this state.
-        inner.leader = None;
-        inner.requests.clear();
-        inner.todo.clear();
+        inner.depose();
         publish_map(&self.core, &inner.state);
         Ok(())
     }

@@ -7,6 +7,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use tokio::sync::watch;
 use troth_protocol::mutation::{self, Bug};
 
 use crate::machine::{Batch, Machine};
@@ -25,11 +26,19 @@ pub(crate) struct Adapter<M> {
     machine: M,
     applied: Option<LogId>,
     membership: StoredMembership,
+    /// Dropped with this: nothing is applied or installed any more.
+    _running: watch::Sender<()>,
 }
 
 impl<M: Machine> Adapter<M> {
-    /// Takes over a machine whose state is in the store.
-    pub(crate) fn new(group: u32, store: &Store, site: &Arc<Site>, mut machine: M) -> io::Result<Adapter<M>> {
+    /// Takes over a machine whose state is in the store. `running` is dropped when it has ended.
+    pub(crate) fn new(
+        group: u32,
+        store: &Store,
+        site: &Arc<Site>,
+        mut machine: M,
+        running: watch::Sender<()>,
+    ) -> io::Result<Adapter<M>> {
         let Mark { applied, membership } = snapshot::read_mark(store, group)?;
         // Without a mark there is no state, though there may be a part of one.
         if applied.is_some() {
@@ -42,6 +51,7 @@ impl<M: Machine> Adapter<M> {
             machine,
             applied: applied.map(types::log_id),
             membership: types::stored_membership(membership),
+            _running: running,
         })
     }
 
@@ -131,6 +141,7 @@ impl<M: Machine> RaftStateMachine<Types> for Adapter<M> {
             applied: meta.last_log_id.as_ref().map(types::log_id_to_wire),
             membership: types::stored_membership_to_wire(&meta.last_membership),
         };
+        self.machine.unload();
         self.site.install(area, &mark).await?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();

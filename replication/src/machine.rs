@@ -32,6 +32,9 @@ pub trait Machine: Send + Sync + 'static {
     /// The parts of the store that are this machine's state: what a snapshot contains.
     fn spans(&self) -> Vec<Span>;
 
+    /// The state in the store is about to be replaced by a snapshot: who looks at it from now on sees a mixture.
+    fn unload(&mut self);
+
     /// Rebuilds from the store what is kept in memory, after the state was replaced by a snapshot.
     ///
     /// # Errors

@@ -11,7 +11,9 @@ use tempfile::TempDir;
 use troth_protocol::message::raft as wire;
 use troth_protocol::net::memory::Network;
 use troth_protocol::{NodeId, Reject};
-use troth_replication::{Group, LogWriter, Machine as _, Store, Throttle, erase, is_known};
+use troth_replication::{
+    Follower, Group, LogWriter, Machine as _, ProposeError, Store, Throttle, erase, is_known,
+};
 
 /// Nodes of one group, by their numbers from 1.
 struct Nodes {
@@ -23,13 +25,17 @@ struct Nodes {
 }
 
 impl Nodes {
-    /// Three founders.
-    async fn three() -> Nodes {
+    /// Stores for so many, none of which runs.
+    fn with_stores(count: usize) -> Nodes {
         let (network, none) = (Network::new(), Vec::new());
         let mut nodes = Nodes { network, folders: none, stores: vec![], writers: vec![], groups: vec![] };
-        for _ in 0..3 {
-            nodes.add_store();
-        }
+        (0..count).for_each(|_| nodes.add_store());
+        nodes
+    }
+
+    /// Three founders.
+    async fn three() -> Nodes {
+        let mut nodes = Nodes::with_stores(3);
         for node in 1..=3 {
             nodes.start(node, &[1, 2, 3]).await;
         }
@@ -234,4 +240,47 @@ async fn who_lacks_what_is_known_to_be_committed_gets_no_vote() {
     let granted = ask(Some(7)).await;
     assert!(matches!(granted, Ok(wire::Response::Vote { granted: true, .. })), "{granted:?}");
     group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_being_applied_when_a_member_stops_does_not_come_back_after_it_was_erased() {
+    let mut nodes = Nodes::with_stores(1);
+    nodes.start(1, &[1]).await;
+    let group = nodes.group(1).clone();
+    leads(&group).await;
+    let held = HOLD.lock();
+    let _slow = group.submit(Bytes::from_static(SLOW)).expect("it leads");
+    let _next = group.submit(command(1)).expect("it leads");
+    eventually("both are committed", || group.behind() >= 2).await;
+    nodes.network.remove(&address(NodeId(1)));
+    let mut stopping = tokio::spawn(async move { group.shutdown().await });
+    // It waits for what applies them, which goes on when all else has ended.
+    let early = tokio::time::timeout(std::time::Duration::from_millis(300), &mut stopping).await;
+    assert!(early.is_err(), "the member has stopped while it applies");
+    drop(held);
+    stopping.await.expect("no panic");
+    let (store, writer) = (&nodes.stores[0], &nodes.writers[0]);
+    erase(writer, GROUP, &Journal::new(store, GROUP).spans()).await.expect("writable");
+    assert!(!is_known(store, GROUP).expect("readable"));
+    assert!(journal(store, GROUP).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_no_vote_is_not_handed_the_leadership() {
+    let mut nodes = Nodes::with_stores(2);
+    nodes.start(1, &[1]).await;
+    leads(nodes.group(1)).await;
+    nodes.start(2, &[]).await;
+    nodes.group(1).add_learner(NodeId(2)).await.expect("it leads");
+    nodes.until_matched(1, 2).await;
+    eventually("it answers", || nodes.group(1).followers().iter().any(Follower::answers)).await;
+    assert_eq!(nodes.group(1).successor(), None);
+    let refused = nodes.group(1).transfer_leader(NodeId(2), PATIENCE).await;
+    assert_eq!(refused, Err(ProposeError::Unknown));
+    nodes.propose(1, 1).await;
+    // As a voter it may.
+    nodes.group(1).change_voters(&voters(&[1, 2])).await.expect("it leads");
+    eventually("it may lead", || nodes.group(1).successor() == Some(NodeId(2))).await;
+    assert_eq!(nodes.group(1).transfer_leader(NodeId(2), PATIENCE).await, Ok(NodeId(2)));
+    nodes.end().await;
 }

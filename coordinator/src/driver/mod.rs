@@ -407,11 +407,8 @@ impl Inner {
     /// Takes the lead when the group is led from here, and gives it up when it is not.
     async fn follow_leadership(self: Arc<Inner>) {
         let depose = || {
-            let mut core = self.core.lock();
-            core.leader = None;
             // Whoever waits is told that the next leader knows.
-            core.requests.clear();
-            core.todo.clear();
+            self.core.lock().depose();
             *self.eyes.lock() = Eyes::default();
         };
         let follow = self.group.follow_leadership(depose, || self.take_lead());

@@ -82,7 +82,7 @@ impl Node {
             };
             // Were a snapshot put in place in the middle, it could bring back an old version whose
             // newer ones this step removes.
-            let held = shard.group().hold_state().await;
+            let Some(held) = shard.group().hold_state().await else { return Ok(()) };
             let (after, removed) = spawn_blocking(step).await.map_err(io::Error::other)??;
             drop(held);
             total += removed;

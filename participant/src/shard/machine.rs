@@ -89,6 +89,13 @@ impl Core {
 }
 
 impl Inner {
+    /// Whoever leads does not any more, and who waits hears of it.
+    pub fn depose(&mut self) {
+        self.leader = None;
+        self.readers.clear();
+        self.todo.clear();
+    }
+
     /// Performs what the leader wants done; true if something is left for the driver's task.
     pub fn perform(&mut self) -> bool {
         let Some(leader) = &mut self.leader else {
@@ -176,9 +183,7 @@ impl Machine for ShardMachine {
                 Command::CommitOnePhase { txn, .. } | Command::Fence { txn, .. } => ended.push(*txn),
                 Command::Lead => {
                     // Whoever led before in this process does not any more.
-                    inner.leader = None;
-                    inner.readers.clear();
-                    inner.todo.clear();
+                    inner.depose();
                 }
                 Command::Finish { decisions, .. } => {
                     for (txn, decision) in
@@ -218,6 +223,10 @@ impl Machine for ShardMachine {
         spans(self.shard)
     }
 
+    fn unload(&mut self) {
+        self.core.lock().depose();
+    }
+
     fn reload(&mut self) -> io::Result<()> {
         let damaged = |error| damaged(self.shard, error);
         let marks = match self.store.get(SHARD, &key::shard_start(self.shard))? {
@@ -234,8 +243,7 @@ impl Machine for ShardMachine {
         let mut inner = self.core.lock();
         inner.state = State::restore(marks, records);
         // Whoever led knows nothing of this state.
-        inner.leader = None;
-        inner.readers.clear();
+        inner.depose();
         Ok(())
     }
 }

@@ -160,6 +160,8 @@ struct Inner<M: Machine> {
     incoming: Arc<tokio::sync::Mutex<Option<Session>>>,
     watcher: Mutex<Option<JoinHandle<()>>>,
     cutter: AbortHandle,
+    /// Its sender is gone when nothing is applied any more.
+    machine_runs: watch::Receiver<()>,
 }
 
 /// Whether this member leads and is the only voter, so that nobody can depose it.
@@ -215,7 +217,8 @@ impl<M: Machine> Group<M> {
         let log = Log::open(group.to_u32(), writer)?;
         let had_a_life = log.had_a_life();
         let site = Arc::new(Site::open(store, writer, group.to_u32(), machine.spans())?);
-        let adapter = Adapter::new(group.to_u32(), store, &site, machine)?;
+        let (running, machine_runs) = watch::channel(());
+        let adapter = Adapter::new(group.to_u32(), store, &site, machine, running)?;
         let outgoing = Arc::new(Outgoing::default());
         let network = Network {
             group,
@@ -259,6 +262,7 @@ impl<M: Machine> Group<M> {
             incoming: Arc::default(),
             watcher: Mutex::new(Some(watcher)),
             cutter,
+            machine_runs,
         };
         Ok(Group { inner: Arc::new(inner) })
     }
@@ -354,10 +358,17 @@ impl<M: Machine> Group<M> {
         self.inner.outgoing.totals()
     }
 
-    /// Stops this member. What was acknowledged stays.
+    /// Stops this member. What was acknowledged stays, and nothing is written any more: what the group has in
+    /// the store can be erased.
     pub async fn shutdown(&self) {
         // An error means that its core ended before, for a reason that was logged then.
         let _ = self.inner.raft.shutdown().await;
+        // What applies the log goes on for a while when the core has ended, and so does what arrives.
+        let mut machine_runs = self.inner.machine_runs.clone();
+        while machine_runs.changed().await.is_ok() {}
+        let arriving = self.inner.incoming.lock().await;
+        self.inner.site.end();
+        drop(arriving);
         self.inner.cutter.abort();
         let watcher = self.inner.watcher.lock().take();
         if let Some(watcher) = watcher {

@@ -15,9 +15,11 @@ use crate::types::{self, Types};
 
 impl<M: Machine> Group<M> {
     /// While this is held, no snapshot takes the place of the machine's state: for whoever changes
-    /// that state beside the log, as every replica may for itself.
-    pub async fn hold_state(&self) -> impl Send + '_ {
-        self.inner.incoming.lock().await
+    /// that state beside the log, as every replica may for itself. `None`: the state is not this member's to
+    /// change, as it has stopped, or could not put a snapshot in place.
+    pub async fn hold_state(&self) -> Option<impl Send + '_> {
+        let held = self.inner.incoming.lock().await;
+        self.inner.site.is_open().then_some(held)
     }
 
     /// Answers another member.
@@ -97,8 +99,9 @@ impl<M: Machine> Group<M> {
                 Ok(wire::Response::SnapshotStored)
             }
             Body::SnapshotEnd { vote, last, membership, transfer } => {
-                // Held until it is in place, so that no other one is put together meanwhile.
-                let mut incoming = self.inner.incoming.lock().await;
+                // Held until it is in place, so that no other one is put together meanwhile; by a task, as
+                // whoever called may give up.
+                let mut incoming = self.inner.incoming.clone().lock_owned().await;
                 let session = incoming.take().filter(|session| session.is(transfer));
                 let area = session.and_then(|session| session.complete(&self.inner.site));
                 let area = area.ok_or_else(|| Reject::malformed("this snapshot has not arrived whole"))?;
@@ -110,7 +113,13 @@ impl<M: Machine> Group<M> {
                     },
                     snapshot: Transfer::Arrived(area),
                 };
-                let installed = raft.install_full_snapshot(types::vote(vote), snapshot).await;
+                let raft = raft.clone();
+                let installing = tokio::spawn(async move {
+                    let installed = raft.install_full_snapshot(types::vote(vote), snapshot).await;
+                    drop(incoming);
+                    installed
+                });
+                let installed = installing.await.map_err(|error| stopped(error.to_string()))?;
                 let response = installed.map_err(|error| stopped(error.to_string()))?;
                 Ok(wire::Response::SnapshotDone { vote: types::vote_to_wire(&response.vote) })
             }

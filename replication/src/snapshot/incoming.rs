@@ -43,7 +43,16 @@ struct Ground {
     dirty: bool,
     /// It is complete, and about to be installed: nobody may touch it.
     closed: bool,
+    /// Why nothing may arrive any more, or not now: a staged snapshot is being put in place, and if that has
+    /// failed the rest of it is needed at the next start; or the member has stopped.
+    shut: Option<&'static str>,
 }
+
+/// A staged snapshot is being put in place.
+const INSTALLING: &str = "a snapshot is being put in place";
+
+/// The member has stopped.
+const STOPPED: &str = "this member has stopped";
 
 /// A row, as an area holds it.
 struct Range {
@@ -59,8 +68,8 @@ impl Site {
     pub(crate) fn open(store: &Store, writer: &LogWriter, group: u32, spans: Vec<Span>) -> io::Result<Site> {
         finish_install(store, group, &spans)?;
         let noted = |tag| Ok::<_, io::Error>(store.get(families::META, &meta_key(group, tag))?.is_some());
-        let ground =
-            Mutex::new(Ground { fresh: !noted(tag::APPLIED)?, dirty: noted(tag::BUILDING)?, closed: false });
+        let (fresh, dirty) = (!noted(tag::APPLIED)?, noted(tag::BUILDING)?);
+        let ground = Mutex::new(Ground { fresh, dirty, closed: false, shut: None });
         Ok(Site { store: store.clone(), writer: writer.clone(), group, spans, ground })
     }
 
@@ -77,6 +86,16 @@ impl Site {
         }
     }
 
+    /// Whether something may arrive.
+    pub(crate) fn is_open(&self) -> bool {
+        self.ground.lock().shut.is_none()
+    }
+
+    /// Nothing arrives from now on. To be called when nothing is arriving, and nothing is applied any more.
+    pub(crate) fn end(&self) {
+        self.ground.lock().shut = Some(STOPPED);
+    }
+
     /// Something is about to be applied: what is left of a snapshot that never got complete must not
     /// show through.
     pub(crate) fn begin_applying(&self) -> io::Result<()> {
@@ -89,7 +108,7 @@ impl Site {
             batch.delete(families::META, &meta_key(self.group, tag::BUILDING));
             batch.commit()?;
         }
-        *ground = Ground { fresh: false, dirty: false, closed: false };
+        ground.now_has_a_state();
         Ok(())
     }
 
@@ -148,12 +167,13 @@ impl Site {
                 }
             }
         }
+        // Under the lock, so that nothing begins to be applied on top of it, or to be put in place.
+        let mut ground = self.ground.lock();
+        ground.check()?;
         if area == Area::Staging {
             batch.commit()?;
             return Ok(());
         }
-        // Under the lock, so that nothing begins to be applied on top of it.
-        let mut ground = self.ground.lock();
         if !ground.fresh || ground.closed {
             return Err(io::Error::other("the log is being applied; this snapshot is out of date"));
         }
@@ -181,16 +201,32 @@ impl Site {
                 self.writer.write_durably(changes).await?;
             }
             Area::Staging => {
+                {
+                    let mut ground = self.ground.lock();
+                    ground.check()?;
+                    ground.shut = Some(INSTALLING);
+                }
                 let note = Change::put(families::META, &meta_key(self.group, tag::INSTALLING), encode(mark));
                 self.writer.write_durably(vec![note]).await?;
                 let (store, group, spans) = (self.store.clone(), self.group, self.spans.clone());
                 let finish = spawn_blocking(move || finish_install(&store, group, &spans));
                 finish.await.map_err(io::Error::other)??;
                 self.writer.write_durably(Vec::new()).await?;
+                self.ground.lock().shut = None;
             }
         }
-        *self.ground.lock() = Ground { fresh: false, dirty: false, closed: false };
+        self.ground.lock().now_has_a_state();
         Ok(())
+    }
+}
+
+impl Ground {
+    fn now_has_a_state(&mut self) {
+        (self.fresh, self.dirty, self.closed) = (false, false, false);
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.shut.map_or(Ok(()), |reason| Err(io::Error::other(reason)))
     }
 }
 
@@ -269,6 +305,7 @@ impl Session {
         if !self.missing.is_empty() {
             return Err(Unfit::OutOfOrder);
         }
+        site.ground.lock().check()?;
         let mut wanted = Vec::new();
         for (place, offer) in offers.iter().enumerate() {
             self.advance(site, &offer.bounds)?;
@@ -338,4 +375,36 @@ pub(crate) enum Unfit {
     /// It cannot be stored.
     #[error("{0}")]
     Store(#[from] io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use troth_protocol::process::Memory;
+
+    use super::*;
+
+    const DATA: Family = Family("data");
+
+    /// While a staged snapshot is put in place, and for good if that fails, the next start needs it as it is.
+    #[tokio::test]
+    async fn nothing_arrives_where_a_snapshot_could_not_be_put_in_place() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path(), "a test", &[DATA], Memory::default()).expect("a new folder");
+        let writer = LogWriter::start(&store);
+        let span = Span { family: DATA, start: vec![1], end: vec![2] };
+        let bounds = Bounds { span: 0, from: vec![1].into(), to: vec![2].into() };
+        let part = Part { bounds: bounds.clone(), pairs: Vec::new() };
+        let offer = Offer { bounds, hash: [7; 16] };
+        let site = Site::open(&store, &writer, 1, vec![span]).expect("readable");
+        site.begin_applying().expect("writable");
+
+        let mut session = Session::new(1, &site);
+        assert_eq!(session.offered(&site, std::slice::from_ref(&offer)).expect("open").0, [0]);
+        site.ground.lock().shut = Some(INSTALLING);
+        assert!(matches!(session.arrived(&site, &[part]), Err(Unfit::Store(_))));
+        let offered = Session::new(2, &site).offered(&site, &[offer]);
+        assert!(matches!(offered, Err(Unfit::Store(_))));
+        assert!(site.install(Area::Staging, &Mark::default()).await.is_err());
+        assert!(!site.is_open());
+    }
 }

@@ -56,6 +56,10 @@ pub fn journal(store: &Store, group: GroupId) -> Vec<Vec<u8>> {
 /// A command that no machine can apply, as if its disk had failed then.
 pub const POISON: &[u8] = b"poison";
 
+/// A command that is applied for as long as a test holds this.
+pub const SLOW: &[u8] = b"slow";
+pub static HOLD: Mutex<()> = Mutex::new(());
+
 impl Machine for Journal {
     type Output = u64;
 
@@ -69,6 +73,9 @@ impl Machine for Journal {
             if *command == POISON {
                 return Err(io::Error::other("this machine cannot take it"));
             }
+            if *command == SLOW {
+                drop(HOLD.lock());
+            }
             let key = [&self.group.to_be_bytes()[..], &index.to_be_bytes()].concat();
             batch.put(DATA, &key, command);
             self.count += 1;
@@ -80,6 +87,8 @@ impl Machine for Journal {
     fn spans(&self) -> Vec<Span> {
         vec![Journal::span(self.group)]
     }
+
+    fn unload(&mut self) {}
 
     fn reload(&mut self) -> io::Result<()> {
         let span = Journal::span(self.group);

@@ -186,6 +186,8 @@ impl Shard {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
+        // What is read from now on is no answer: the data may be on its way out.
+        self.inner.core.lock().depose();
         self.inner.group.shutdown().await;
     }
 }
@@ -283,13 +285,8 @@ impl Inner {
 
     /// Takes the lead when the group is led from here, and gives it up when it is not.
     async fn follow_leadership(self: Arc<Inner>) {
-        let depose = || {
-            let mut core = self.core.lock();
-            core.leader = None;
-            // Whoever waits is told that this is not the leader any more.
-            core.readers.clear();
-            core.todo.clear();
-        };
+        // Whoever waits is told that this is not the leader any more.
+        let depose = || self.core.lock().depose();
         let follow = self.group.follow_leadership(depose, || self.take_lead());
         self.stop.run_until_cancelled(follow).await;
     }

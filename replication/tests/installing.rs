@@ -1,0 +1,85 @@
+//! A snapshot that is being put in place while its sender has given up and sends another one. In a program of
+//! its own, as fault points belong to the process.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use support::*;
+use tokio::time::timeout;
+use troth_protocol::fault;
+use troth_protocol::message::admin::{Fault, FaultAction, FaultPoint};
+use troth_protocol::message::raft::{
+    self as wire, Body, Bounds, LogId, Membership, Pair, Part, StoredMembership,
+};
+use troth_protocol::net::memory::Network;
+use troth_protocol::{NodeId, Reject};
+use troth_replication::{Group, LogWriter};
+
+/// What a leader that this member has never heard of says to it.
+async fn say(group: &Group<Journal>, body: Body) -> Result<wire::Response, Reject> {
+    group.step(wire::Request { group: GROUP, from: NodeId(2), to: NodeId(1), body }).await
+}
+
+const VOTE: wire::Vote = wire::Vote { term: 100, node: NodeId(2), committed: true };
+
+/// Offers a snapshot with these commands, and sends it.
+async fn send(group: &Group<Journal>, transfer: u64, commands: &[&'static str]) -> Result<(), Reject> {
+    say(group, Body::SnapshotOffer { vote: VOTE, transfer, begin: true, offers: Vec::new() }).await?;
+    let span = Journal::span(GROUP.to_u32());
+    let pair = |(index, command): (usize, &&'static str)| Pair {
+        key: [&span.start[..], &(index as u64).to_be_bytes()].concat().into(),
+        value: Bytes::from_static(command.as_bytes()),
+    };
+    let pairs = commands.iter().enumerate().map(pair).collect();
+    let bounds = Bounds { span: 0, from: span.start.clone().into(), to: span.end.into() };
+    let parts = vec![Part { bounds, pairs }];
+    say(group, Body::SnapshotParts { vote: VOTE, transfer, parts }).await?;
+    Ok(())
+}
+
+fn end(transfer: u64, index: u64) -> Body {
+    let voters = vec![NodeId(1), NodeId(2)];
+    let membership = StoredMembership {
+        set_by: Some(LogId { term: 1, index: 0 }),
+        membership: Membership { voters: vec![voters.clone()], members: voters },
+    };
+    Body::SnapshotEnd { vote: VOTE, last: Some(LogId { term: 99, index }), membership, transfer }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_next_snapshot_waits_until_the_last_one_is_in_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (store, network) = (open(folder.path()), Network::new());
+    let writer = LogWriter::start(&store);
+    let group = start(&network, &store, &writer, GROUP, 1, &[1], 1000).await.expect("starts");
+    leads(&group).await;
+    // It has a state, so what arrives is staged beside it.
+    group.propose(command(1)).await.expect("it leads");
+
+    send(&group, 1, &["one", "two", "three"]).await.expect("taken");
+    fault::handle(Fault::Arm {
+        point: FaultPoint::LogSync,
+        action: FaultAction::Hold { millis: 30_000 },
+        skip: 0,
+    });
+    let sender = group.clone();
+    let ending = tokio::spawn(async move { say(&sender, end(1, 1000)).await });
+    eventually("it is held", || fault::handle(Fault::List).iter().any(|point| point.fired)).await;
+    // Its sender has waited long enough.
+    ending.abort();
+    let sender = group.clone();
+    let mut next = tokio::spawn(async move { send(&sender, 2, &["uno"]).await });
+    let early = timeout(Duration::from_millis(300), &mut next).await;
+    assert!(early.is_err(), "it is staged over the one before: {early:?}");
+
+    fault::handle(Fault::Disarm);
+    next.await.expect("no panic").expect("taken");
+    assert_eq!(group.applied(), 1000);
+    assert_eq!(journal(&store, GROUP), [&b"one"[..], b"two", b"three"]);
+    say(&group, end(2, 2000)).await.expect("taken");
+    assert_eq!(group.applied(), 2000);
+    assert_eq!(journal(&store, GROUP), [b"uno"]);
+    group.shutdown().await;
+}
