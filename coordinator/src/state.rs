@@ -423,8 +423,9 @@ impl State {
         let Ok(at) = map.moves.binary_search_by_key(&shard, |step| step.shard) else {
             return;
         };
-        // It may have been sent elsewhere meanwhile.
-        if !same(&map.moves[at].to, &voters) {
+        // It may have been sent elsewhere meanwhile. And who leads the shard no more may not know with whom its
+        // successor has formed the group since.
+        if !same(&map.moves[at].to, &voters) || Some(formed) < map.formed[usize::from(shard.0)] {
             return;
         }
         let step = map.moves.remove(at);
@@ -436,5 +437,66 @@ impl State {
         map.formed[place] = map.formed[place].max(formed_by);
         map.epoch.0 += 1;
         mutations.push(Mutation::Catalog);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Empty;
+
+    impl View for Empty {
+        fn record(&self, _: TxnId) -> io::Result<Option<Record>> {
+            Ok(None)
+        }
+    }
+
+    /// Four nodes, of which the shard is on the first three.
+    fn placed() -> State {
+        let node = |id| Node {
+            id: NodeId(id),
+            address: format!("node-{id}"),
+            zone: String::new(),
+            weight: 1,
+            state: NodeState::Active,
+        };
+        let settings = Settings { shards: 1, replicas: 3, nodes: 3, ..Settings::default() };
+        let mut state = State::default();
+        apply(&mut state, Command::Lead { coordinators: Vec::new(), settings });
+        for id in 1..=4 {
+            apply(&mut state, Command::Register { node: node(id), folder: FolderId::default() });
+        }
+        state
+    }
+
+    fn apply(state: &mut State, command: Command) {
+        state.apply(1, command, &Empty, &mut Vec::new()).expect("nothing is stored");
+    }
+
+    fn send(state: &mut State, to: [u64; 3]) {
+        let moves = vec![Move { shard: ShardId(0), to: to.map(NodeId).to_vec() }];
+        apply(state, Command::Move { epoch: Epoch(1), moves });
+    }
+
+    fn arrived(state: &mut State, at: [u64; 3], index: u64) -> bool {
+        let formed = LogId { term: 1, index };
+        apply(state, Command::Moved { shard: ShardId(0), voters: at.map(NodeId).to_vec(), formed });
+        state.catalog().expect("configured").map.moves.is_empty()
+    }
+
+    #[test]
+    fn a_leader_that_has_missed_a_move_does_not_end_the_next_one() {
+        let mut state = placed();
+        send(&mut state, [1, 2, 4]);
+        assert!(!arrived(&mut state, [1, 2, 3], 7), "it shall be elsewhere");
+        assert!(arrived(&mut state, [1, 2, 4], 20));
+        send(&mut state, [1, 2, 3]);
+        // Whoever led before the first move has seen these members, long ago.
+        assert!(!arrived(&mut state, [1, 2, 3], 7));
+        assert!(arrived(&mut state, [1, 2, 3], 31));
+        // Said again, as an answer may be lost, it changes nothing.
+        assert!(arrived(&mut state, [1, 2, 3], 31));
+        assert_eq!(state.catalog().expect("configured").moved_shards, 2);
     }
 }

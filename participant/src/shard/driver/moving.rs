@@ -127,6 +127,11 @@ impl Inner {
         if members.voters == wanted {
             self.stage(MoveStage::Reporting);
             fault::pass(FaultPoint::BeforeMoved).await;
+            // One that was deposed and does not know it would report members of long ago.
+            group.read_barrier().await?;
+            if group.members() != members {
+                return Ok(false);
+            }
             let formed = members.set_by.expect("a configuration that is committed has an entry");
             let voters = step.to.clone();
             self.report_bytes().await;
