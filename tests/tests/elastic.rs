@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use troth_protocol::message::admin::FaultPoint;
-use troth_protocol::{NodeId, ShardId};
+use troth_protocol::message::{Request, Response, shard};
+use troth_protocol::{KeyRange, NodeId, Reject, ShardId};
 use troth_sdk::harness::processes::{Process, Processes, Shape};
 use troth_sdk::operator::{MoveStage, Moving, NodeChange, Overview};
 use troth_sdk::{Commit, Key};
@@ -121,6 +122,35 @@ async fn a_node_joins_and_another_one_leaves() {
 
     witness.testify(&drill).await;
     check_ballast(&drill).await;
+    drill.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_is_under_way_when_its_shard_leaves_gets_no_answer_from_what_is_left() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shape = Shape { coordinators: 1, nodes: 3, replicas: 1, shards: 6 };
+    let drill = Drill::start(folder.path(), shape).await;
+    let [(key, server), _] = drill.two_keys("read").await;
+    let Server::Participant(node) = server else { panic!("shards are led by participants") };
+    in_time(drill.client.transact(async |tx| tx.put(&key, "1"))).await.expect("it is written");
+    let snapshot = in_time(drill.client.snapshot()).await.expect("a moment");
+    drill.hold_all_at(server, FaultPoint::DiskRead).await;
+
+    // As a client would ask that waits for long.
+    let key = Key::copy_from(key.as_bytes());
+    let shard = key.shard(drill.client.map().shards);
+    let scan =
+        shard::Request::Scan { at: snapshot.timestamp(), range: KeyRange::new(key, None), rows_max: 1 };
+    let (transport, peer) = (drill.client.transport().clone(), drill.peer(server));
+    let request = Request::Shard { shard, request: scan };
+    let asked = tokio::spawn(async move { transport.call(&peer, request, Instant::now() + PATIENCE).await });
+    drill.until_held(server, FaultPoint::DiskRead).await;
+    drill.drain(node).await;
+    drill.until_placed().await;
+    until_tidy(&drill).await;
+    drill.release(server).await;
+    let answer = in_time(asked).await.expect("no panic");
+    assert!(matches!(answer, Ok(Response::Rejected(Reject::NotLeader { .. }))), "{answer:?}");
     drill.end().await;
 }
 

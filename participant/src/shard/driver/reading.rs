@@ -18,7 +18,7 @@ use troth_replication::Reach;
 
 use super::{ASK_TIMEOUT, Inner};
 use crate::mvcc::{Mvcc, Page};
-use crate::shard::leader::{Event, Target};
+use crate::shard::leader::{Event, Leader, Target};
 use crate::shard::machine::{Core, Wake};
 use crate::shard::requests::{check_readable, reads_need_barrier};
 
@@ -45,7 +45,7 @@ impl Inner {
         for key in &keys {
             key.check(self.shard, shards).map_err(Reject::malformed)?;
         }
-        self.admit(at, Target::Keys(keys.clone()), deadline).await?;
+        let lead = self.admit(at, Target::Keys(keys.clone()), deadline).await?;
         // An answer ends like a page of a scan: the caller asks again for the rest.
         let read = move |mvcc: &Mvcc, keys: &[Key], reach: Reach| -> io::Result<Vec<Version>> {
             let mut versions = Vec::with_capacity(keys.len());
@@ -69,7 +69,7 @@ impl Inner {
                 self.blocking(move || read(&mvcc, &keys, Reach::Disk)).await?
             }
         };
-        self.still_readable(at)?;
+        self.still_readable(lead, at)?;
         Ok(versions)
     }
 
@@ -80,11 +80,11 @@ impl Inner {
         rows_max: usize,
         deadline: tokio::time::Instant,
     ) -> Result<Page, Reject> {
-        self.admit(at, Target::Range(range.clone()), deadline).await?;
+        let lead = self.admit(at, Target::Range(range.clone()), deadline).await?;
         let mvcc = self.mvcc.clone();
         let rows_max = rows_max.clamp(1, SCAN_ROWS_MAX);
         let page = self.blocking(move || mvcc.scan(&range, at, rows_max, SCAN_BYTES_MAX)).await?;
-        self.still_readable(at)?;
+        self.still_readable(lead, at)?;
         Ok(page)
     }
 
@@ -108,13 +108,13 @@ impl Inner {
     }
 
     /// Waits until a read may look: this replica leads, and nothing that may have been written
-    /// before the moment is still undecided.
+    /// before the moment is still undecided. Returns which leadership this is.
     pub(super) async fn admit(
         &self,
         at: Timestamp,
         target: Target,
         deadline: tokio::time::Instant,
-    ) -> Result<(), Reject> {
+    ) -> Result<u64, Reject> {
         if !self.is_credible(at) {
             // The oracle may be ahead of this machine's clock: ask it before calling anybody a liar.
             self.ask_the_time().await.map_err(|error| {
@@ -130,24 +130,24 @@ impl Inner {
         }
         let id = self.next_read.fetch_add(1, Ordering::Relaxed);
         let (sender, wake) = oneshot::channel();
-        let mut wait = {
+        let (lead, mut wait) = {
             let mut core = self.core.lock();
-            if core.leader.is_none() {
+            let Some(lead) = core.leader.as_ref().map(Leader::lead) else {
                 return Err(self.not_leader());
-            }
+            };
             check_readable(&core.state, at)?;
             core.readers.insert(id, sender);
             self.core.handle(&mut core, Event::Read { id, at, target });
-            Wait { core: &self.core, id, wake }
+            (lead, Wait { core: &self.core, id, wake })
         };
         match wait.wake.try_recv() {
-            Ok(Wake::Serve) => return Ok(()),
+            Ok(Wake::Serve) => return Ok(lead),
             Ok(Wake::Refuse) => return Err(Reject::overloaded(Duration::from_millis(50))),
             Err(oneshot::error::TryRecvError::Closed) => return Err(self.not_leader()),
             Err(oneshot::error::TryRecvError::Empty) => {}
         }
         match timeout_at(deadline - ANSWER_MARGIN, &mut wait.wake).await {
-            Ok(Ok(Wake::Serve)) => Ok(()),
+            Ok(Ok(Wake::Serve)) => Ok(lead),
             Ok(Ok(Wake::Refuse)) => Err(Reject::overloaded(Duration::from_millis(50))),
             Ok(Err(_)) => Err(self.not_leader()),
             Err(_) => {
@@ -185,9 +185,15 @@ impl Inner {
         }
     }
 
-    /// What was read is what it should be only if it was not given up meanwhile.
-    pub(super) fn still_readable(&self, at: Timestamp) -> Result<(), Reject> {
-        check_readable(&self.core.lock().state, at)
+    /// What was read is what it should be only if it was not given up meanwhile, and if the replica is still
+    /// the same leader: one that has left the node was erased, and the state of one that follows may have been
+    /// replaced.
+    pub(super) fn still_readable(&self, lead: u64, at: Timestamp) -> Result<(), Reject> {
+        let core = self.core.lock();
+        if core.leader.as_ref().map(Leader::lead) != Some(lead) {
+            return Err(self.not_leader());
+        }
+        check_readable(&core.state, at)
     }
 }
 
