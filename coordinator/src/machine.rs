@@ -150,6 +150,7 @@ impl Core {
             }
             Event::Delivered { ok: false, .. }
             | Event::NotProposed { .. }
+            | Event::NotForgotten { .. }
             | Event::GaveUp { .. }
             | Event::Seen { .. }
             | Event::Ceiling(_)

@@ -286,6 +286,13 @@ impl Stage {
             "lose" => {
                 let lost = std::mem::take(&mut self.proposed);
                 self.say(format_args!("{} proposals lost", lost.len()));
+                for command in lost {
+                    if let Command::Forget { txns } = command
+                        && self.leader.is_some()
+                    {
+                        self.tell(Event::NotForgotten { txns });
+                    }
+                }
             }
             "now" => {
                 let now = self.now();

@@ -43,7 +43,7 @@ impl Errand {
                 Effect::Answer { .. } => unreachable!("performed where it arises"),
                 Effect::Decide(more) => decisions.extend(more),
                 Effect::Refuse(more) => refusals.extend(more),
-                Effect::Forget(txns) => self.propose_and_forget(Command::Forget { txns }),
+                Effect::Forget(txns) => self.spawn(self.clone().forget(txns)),
                 Effect::Retire(outcomes_before) => {
                     self.propose_and_forget(Command::Retire { outcomes_before });
                 }
@@ -132,6 +132,18 @@ impl Errand {
                 Err(error) => tracing::debug!(%error, "a proposal is lost"),
             }
         });
+    }
+
+    async fn forget(self, txns: Vec<TxnId>) {
+        match self.inner.propose(&Command::Forget { txns: txns.clone() }).await {
+            Ok(_) => {}
+            Err(ProposeError::NotLeader { .. } | ProposeError::Overloaded) => {
+                sleep(ATTEMPT_PAUSE).await;
+                self.tell(Event::NotForgotten { txns });
+            }
+            // The next leader has all of them delivered again.
+            Err(error) => tracing::debug!(%error, "a proposal is lost"),
+        }
     }
 
     /// Proposes what is harmless to lose: it will be proposed again.

@@ -78,6 +78,11 @@ pub enum Event {
         /// The transactions.
         txns: Vec<TxnId>,
     },
+    /// That these can be forgotten was not proposed: the group was too busy.
+    NotForgotten {
+        /// The transactions.
+        txns: Vec<TxnId>,
+    },
     /// A shard has applied decisions, or not.
     Delivered {
         /// The shard.

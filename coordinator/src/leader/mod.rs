@@ -267,6 +267,7 @@ impl Leader {
                 }
             }
             Event::NotProposed { txns } => self.propose_again(&txns),
+            Event::NotForgotten { txns } => self.forget.extend(txns),
             Event::Delivered { shard, decisions, ok: true } => {
                 let done = self.courier.delivered(shard, &decisions);
                 self.forget.extend(done);
