@@ -212,7 +212,7 @@ impl Inner {
     }
 
     /// Answers a request as the leader says: after a barrier, or after a command.
-    async fn answer(&self, request: Request) -> Result<Response, Reject> {
+    async fn answer(self: &Arc<Inner>, request: Request) -> Result<Response, Reject> {
         let opened = {
             let mut core = self.core.lock();
             let CoreInner { state, leader, .. } = &mut *core;
@@ -233,13 +233,7 @@ impl Inner {
                 self.group.read_barrier().await?;
                 (None, rest)
             }
-            (Some(proposal), rest) => {
-                let output = match proposal {
-                    Ok(proposal) => proposal.output().await,
-                    Err(error) => Err(error),
-                };
-                (Some(output.map_err(|error| self.not_proposed(&rest, error))?), rest)
-            }
+            (Some(proposal), rest) => (Some(self.output(proposal, &rest).await?), rest),
         };
         if matches!(output, Some(Output::Vote(Ok(())))) {
             fault::pass(FaultPoint::Prepared).await;
@@ -251,18 +245,32 @@ impl Inner {
         })
     }
 
-    /// What is told when a command brought no output.
-    fn not_proposed(&self, rest: &Rest, error: ProposeError) -> Reject {
-        if let Rest::Outcome { begun: Some(txn) } = rest
-            && matches!(error, ProposeError::NotLeader { .. } | ProposeError::Overloaded)
-        {
-            // It is in no log: readers need not wait for it.
-            self.core.handle(&mut self.core.lock(), Event::NotProposed { txn: *txn });
-        }
-        error.into()
+    /// Waits for what a command brings.
+    async fn output(
+        self: &Arc<Inner>,
+        proposal: Result<Proposal<ShardMachine>, ProposeError>,
+        rest: &Rest,
+    ) -> Result<Output, ProposeError> {
+        let Rest::Outcome { begun: Some(txn) } = *rest else {
+            return proposal?.output().await;
+        };
+        // From here on readers wait for it. So they must hear of it if it is in no log, also when nobody waits
+        // for the answer any more: a task sees to that.
+        let inner = self.clone();
+        let waiting = tokio::spawn(async move {
+            let output = match proposal {
+                Ok(proposal) => proposal.output().await,
+                Err(error) => Err(error),
+            };
+            if let Err(ProposeError::NotLeader { .. } | ProposeError::Overloaded) = output {
+                inner.core.handle(&mut inner.core.lock(), Event::NotProposed { txn });
+            }
+            output
+        });
+        waiting.await.unwrap_or_else(|error| Err(ProposeError::Stopped(error.to_string())))
     }
 
-    async fn prepare(&self, prepare: Prepare) -> Result<Response, Reject> {
+    async fn prepare(self: &Arc<Inner>, prepare: Prepare) -> Result<Response, Reject> {
         let txn = prepare.txn;
         self.core.note(txn, "prepare received");
         self.learn_the_time(prepare.floor);
@@ -274,7 +282,11 @@ impl Inner {
         answer
     }
 
-    async fn finish(&self, epoch: Epoch, decisions: Vec<(TxnId, Decision)>) -> Result<Response, Reject> {
+    async fn finish(
+        self: &Arc<Inner>,
+        epoch: Epoch,
+        decisions: Vec<(TxnId, Decision)>,
+    ) -> Result<Response, Reject> {
         fault::pass(FaultPoint::FinishReceived).await;
         let answer = self.answer(Request::Finish { epoch, decisions }).await?;
         fault::pass(FaultPoint::Finished).await;

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use troth_protocol::message::admin::{Blocked, InDoubt, ShardStatus, TxnAtShard};
 use troth_protocol::message::overview::ShardReport;
-use troth_protocol::message::shard::Decision;
+use troth_protocol::message::shard::{Decision, Request};
 use troth_protocol::message::txn::Outcome;
 use troth_protocol::{Key, Reject, Timestamp, TxnId};
 use troth_replication::Leadership;
 
 use super::Shard;
-use crate::shard::command::Command;
 use crate::shard::leader::Leader;
 use crate::shard::machine::{StoredView, spans};
 use crate::shard::state::{Prepared, View as _};
@@ -132,7 +131,8 @@ impl Shard {
             core.state.marks().epoch
         };
         inner.core.note(txn, "ended by an operator");
-        inner.propose(&Command::Finish { epoch, decisions: vec![(txn, decision)] }).await?;
+        // By the leader, as a coordinator's: what it lets commit after that must be later.
+        inner.answer(Request::Finish { epoch, decisions: vec![(txn, decision)] }).await?;
         Ok(())
     }
 }
