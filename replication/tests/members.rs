@@ -248,7 +248,7 @@ async fn what_is_being_applied_when_a_member_stops_does_not_come_back_after_it_w
     nodes.start(1, &[1]).await;
     let group = nodes.group(1).clone();
     leads(&group).await;
-    let held = HOLD.lock();
+    set_slow(true);
     let _slow = group.submit(Bytes::from_static(SLOW)).expect("it leads");
     let _next = group.submit(command(1)).expect("it leads");
     eventually("both are committed", || group.behind() >= 2).await;
@@ -257,7 +257,7 @@ async fn what_is_being_applied_when_a_member_stops_does_not_come_back_after_it_w
     // It waits for what applies them, which goes on when all else has ended.
     let early = tokio::time::timeout(std::time::Duration::from_millis(300), &mut stopping).await;
     assert!(early.is_err(), "the member has stopped while it applies");
-    drop(held);
+    set_slow(false);
     stopping.await.expect("no panic");
     let (store, writer) = (&nodes.stores[0], &nodes.writers[0]);
     erase(writer, GROUP, &Journal::new(store, GROUP).spans()).await.expect("writable");

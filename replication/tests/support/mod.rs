@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::time::{Instant, timeout};
 use troth_protocol::message::raft::LogId;
 use troth_protocol::message::{Request, Response};
@@ -56,9 +56,16 @@ pub fn journal(store: &Store, group: GroupId) -> Vec<Vec<u8>> {
 /// A command that no machine can apply, as if its disk had failed then.
 pub const POISON: &[u8] = b"poison";
 
-/// A command that is applied for as long as a test holds this.
+/// A command that is applied for as long as a test says.
 pub const SLOW: &[u8] = b"slow";
-pub static HOLD: Mutex<()> = Mutex::new(());
+
+static SLOW_NOW: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+/// From now on what is slow takes until this is said again.
+pub fn set_slow(slow: bool) {
+    *SLOW_NOW.0.lock() = slow;
+    SLOW_NOW.1.notify_all();
+}
 
 impl Machine for Journal {
     type Output = u64;
@@ -74,7 +81,7 @@ impl Machine for Journal {
                 return Err(io::Error::other("this machine cannot take it"));
             }
             if *command == SLOW {
-                drop(HOLD.lock());
+                SLOW_NOW.1.wait_while(&mut SLOW_NOW.0.lock(), |slow| *slow);
             }
             let key = [&self.group.to_be_bytes()[..], &index.to_be_bytes()].concat();
             batch.put(DATA, &key, command);
