@@ -152,7 +152,8 @@ impl<M: Machine> RaftStateMachine<Types> for Adapter<M> {
         if self.applied.is_none() {
             return Ok(None);
         }
-        let (mark, transfer) = outgoing::open(&self.store, self.group, self.machine.spans()).await?;
+        let opened = outgoing::open(&self.store, self.group, self.machine.spans()).await?;
+        let (mark, transfer) = opened.unwrap_or_else(|| (self.mark(), Transfer::Postponed));
         Ok(Some(SnapshotOf::<Types, Transfer> { meta: meta(mark), snapshot: transfer }))
     }
 }

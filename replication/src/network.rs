@@ -23,7 +23,7 @@ use troth_protocol::message::admin::FaultPoint;
 use troth_protocol::message::raft::{self as wire, Appended, Body, Offer, Part};
 use troth_protocol::message::{Request, Response};
 use troth_protocol::net::{CallError, Peer, Transport};
-use troth_protocol::{GroupId, NodeId, fault};
+use troth_protocol::{GroupId, NodeId, Reject, fault};
 
 use crate::snapshot::Transfer;
 use crate::snapshot::outgoing::{Outgoing, Piece, Throttle};
@@ -35,9 +35,12 @@ const PIPELINE: usize = 64;
 /// How long a member may take to make entries durable. Heartbeats have less: they tell who is alive.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a member may take for some parts of a snapshot, and to install it.
+/// How long a member may take for some parts of a snapshot.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
-const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a member may take to put a snapshot in place, and when it is asked again whether it has.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(3600);
+const INSTALL_ASK: Duration = Duration::from_secs(10);
 
 /// What an entry takes in a message besides its command, at most.
 const ENTRY_BYTES: usize = 128;
@@ -99,6 +102,9 @@ impl Member {
         let request = Request::Raft(wire::Request { group: *group, from: *from, to: self.to, body });
         match transport.call(&peer, request, Instant::now() + timeout).await {
             Ok(Response::Raft(response)) => Ok(response),
+            Ok(Response::Rejected(reject @ Reject::DeadlineExceeded)) => {
+                Err(RPCError::Network(NetworkError::from_string(reject)))
+            }
             Ok(Response::Rejected(reject)) => Err(unreachable(reject.to_string())),
             Ok(Response::Coordinator(_) | Response::Shard(_) | Response::Admin(_)) => {
                 Err(unreachable(format!("node {} gave an answer of the wrong kind", self.to)))
@@ -272,8 +278,12 @@ impl Member {
         snapshot: SnapshotOf<Types, Transfer>,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         let broken = |reason: String| StreamingError::Unreachable(Unreachable::from_string(reason));
-        let Transfer::Outgoing(mut pieces) = snapshot.snapshot else {
-            return Err(broken("this snapshot carries no data".into()));
+        let mut pieces = match snapshot.snapshot {
+            Transfer::Outgoing(pieces) => pieces,
+            Transfer::Postponed => return Err(broken("as many snapshots are on their way as may be".into())),
+            Transfer::Position | Transfer::Arrived(_) => {
+                return Err(broken("this snapshot carries no data".into()));
+            }
         };
         let transfer: u64 = rand::random();
         let vote = types::vote_to_wire(&vote);
@@ -331,9 +341,17 @@ impl Member {
             membership: types::stored_membership_to_wire(&snapshot.meta.last_membership),
             transfer,
         };
-        match self.call(end, INSTALL_TIMEOUT).await? {
-            wire::Response::SnapshotDone { vote } => Ok(SnapshotResponse::new(types::vote(vote))),
-            _ => Err(self.wrong_answer().into()),
+        let patience = Instant::now() + INSTALL_PATIENCE;
+        loop {
+            match self.call(end.clone(), INSTALL_ASK).await {
+                Ok(wire::Response::SnapshotDone { vote }) => {
+                    return Ok(SnapshotResponse::new(types::vote(vote)));
+                }
+                Ok(_) => return Err(self.wrong_answer().into()),
+                // It is still at it, as far as anybody knows.
+                Err(RPCError::Network(_)) if Instant::now() < patience => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }

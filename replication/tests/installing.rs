@@ -48,6 +48,19 @@ fn end(transfer: u64, index: u64) -> Body {
     Body::SnapshotEnd { vote: VOTE, last: Some(LogId { term: 99, index }), membership, transfer }
 }
 
+/// Asks to put a snapshot in place, which takes until everything is disarmed, and does not wait for it.
+async fn end_and_give_up(group: &Group<Journal>, end: Body) {
+    fault::handle(Fault::Arm {
+        point: FaultPoint::LogSync,
+        action: FaultAction::Hold { millis: 30_000 },
+        skip: 0,
+    });
+    let sender = group.clone();
+    let ending = tokio::spawn(async move { say(&sender, end).await });
+    eventually("it is held", || fault::handle(Fault::List).iter().any(|point| point.fired)).await;
+    ending.abort();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_next_snapshot_waits_until_the_last_one_is_in_place() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -58,28 +71,34 @@ async fn the_next_snapshot_waits_until_the_last_one_is_in_place() {
     // It has a state, so what arrives is staged beside it.
     group.propose(command(1)).await.expect("it leads");
 
+    // Its sender gives up waiting, and asks again.
     send(&group, 1, &["one", "two", "three"]).await.expect("taken");
-    fault::handle(Fault::Arm {
-        point: FaultPoint::LogSync,
-        action: FaultAction::Hold { millis: 30_000 },
-        skip: 0,
-    });
-    let sender = group.clone();
-    let ending = tokio::spawn(async move { say(&sender, end(1, 1000)).await });
-    eventually("it is held", || fault::handle(Fault::List).iter().any(|point| point.fired)).await;
-    // Its sender has waited long enough.
-    ending.abort();
-    let sender = group.clone();
-    let mut next = tokio::spawn(async move { send(&sender, 2, &["uno"]).await });
-    let early = timeout(Duration::from_millis(300), &mut next).await;
-    assert!(early.is_err(), "it is staged over the one before: {early:?}");
-
+    end_and_give_up(&group, end(1, 1000)).await;
+    let asking = group.clone();
+    let mut again = tokio::spawn(async move { say(&asking, end(1, 1000)).await });
+    let early = timeout(Duration::from_millis(300), &mut again).await;
+    assert!(early.is_err(), "it is said to be in place: {early:?}");
     fault::handle(Fault::Disarm);
-    next.await.expect("no panic").expect("taken");
+    let done = again.await.expect("no panic");
+    assert!(matches!(done, Ok(wire::Response::SnapshotDone { vote: VOTE })), "{done:?}");
     assert_eq!(group.applied(), 1000);
     assert_eq!(journal(&store, GROUP), [&b"one"[..], b"two", b"three"]);
-    say(&group, end(2, 2000)).await.expect("taken");
+
+    // Its sender gives up for good, and sends the next one.
+    send(&group, 2, &["uno"]).await.expect("taken");
+    end_and_give_up(&group, end(2, 2000)).await;
+    let sending = group.clone();
+    let mut next = tokio::spawn(async move { send(&sending, 3, &["ein", "zwei"]).await });
+    let early = timeout(Duration::from_millis(300), &mut next).await;
+    assert!(early.is_err(), "it is staged over the one before: {early:?}");
+    fault::handle(Fault::Disarm);
+    next.await.expect("no panic").expect("taken");
     assert_eq!(group.applied(), 2000);
     assert_eq!(journal(&store, GROUP), [b"uno"]);
+    say(&group, end(3, 3000)).await.expect("taken");
+    assert_eq!(group.applied(), 3000);
+    assert_eq!(journal(&store, GROUP), [&b"ein"[..], b"zwei"]);
+    let twice = say(&group, end(3, 3000)).await;
+    assert!(twice.is_ok(), "it is in place: {twice:?}");
     group.shutdown().await;
 }

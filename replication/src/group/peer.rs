@@ -103,8 +103,13 @@ impl<M: Machine> Group<M> {
                 // whoever called may give up.
                 let mut incoming = self.inner.incoming.clone().lock_owned().await;
                 let session = incoming.take().filter(|session| session.is(transfer));
-                let area = session.and_then(|session| session.complete(&self.inner.site));
-                let area = area.ok_or_else(|| Reject::malformed("this snapshot has not arrived whole"))?;
+                if session.as_ref().is_some_and(Session::is_in_place) {
+                    *incoming = session;
+                    return Ok(wire::Response::SnapshotDone { vote: self.own_vote() });
+                }
+                let unfit = || Reject::malformed("this snapshot has not arrived whole");
+                let mut session = session.ok_or_else(unfit)?;
+                let area = session.complete(&self.inner.site).ok_or_else(unfit)?;
                 self.inner.site.close(area);
                 let snapshot = SnapshotOf::<Types, Transfer> {
                     meta: SnapshotMetaOf::<Types> {
@@ -116,7 +121,10 @@ impl<M: Machine> Group<M> {
                 let raft = raft.clone();
                 let installing = tokio::spawn(async move {
                     let installed = raft.install_full_snapshot(types::vote(vote), snapshot).await;
-                    drop(incoming);
+                    if installed.is_ok() {
+                        session.set_in_place();
+                        *incoming = Some(session);
+                    }
                     installed
                 });
                 let installed = installing.await.map_err(|error| stopped(error.to_string()))?;
@@ -134,9 +142,13 @@ impl<M: Machine> Group<M> {
 
     /// The vote that this member follows, if it is newer than that of a sender.
     fn newer_vote(&self, sender: wire::Vote) -> Option<wire::Vote> {
+        let own = self.own_vote();
+        (types::vote(own) > types::vote(sender)).then_some(own)
+    }
+
+    fn own_vote(&self) -> wire::Vote {
         use openraft::async_runtime::watch::WatchReceiver;
-        let own = self.inner.raft.server_metrics().borrow_watched().vote;
-        (own > types::vote(sender)).then(|| types::vote_to_wire(&own))
+        types::vote_to_wire(&self.inner.raft.server_metrics().borrow_watched().vote)
     }
 
     /// Lets the session of a transfer take something in, on a thread that may wait for the disk. The

@@ -277,13 +277,26 @@ pub(crate) struct Session {
     cursor: (usize, Bytes),
     /// Of what was seen, these parts are still to come.
     missing: VecDeque<Bounds>,
+    /// It is the state now.
+    in_place: bool,
 }
 
 impl Session {
     /// Nothing was seen yet.
     pub(crate) fn new(transfer: u64, site: &Site) -> Session {
         let start = site.spans.first().map_or(Bytes::new(), |span| Bytes::copy_from_slice(&span.start));
-        Session { transfer, area: site.area(), cursor: (0, start), missing: VecDeque::new() }
+        let area = site.area();
+        Session { transfer, area, cursor: (0, start), missing: VecDeque::new(), in_place: false }
+    }
+
+    /// It is the state now: its sender may ask once more, if it has not heard that.
+    pub(crate) fn is_in_place(&self) -> bool {
+        self.in_place
+    }
+
+    /// Notes that it is the state now.
+    pub(crate) fn set_in_place(&mut self) {
+        self.in_place = true;
     }
 
     /// Whether it is this transfer.
@@ -293,7 +306,8 @@ impl Session {
 
     /// Where it was put together, if nothing is missing.
     pub(crate) fn complete(&self, site: &Site) -> Option<Area> {
-        (self.cursor.0 == site.spans.len() && self.missing.is_empty()).then_some(self.area)
+        let whole = self.cursor.0 == site.spans.len() && self.missing.is_empty();
+        (whole && !self.in_place).then_some(self.area)
     }
 
     /// Compares parts with what is there. Returns which of them are wanted, by their places, and whether

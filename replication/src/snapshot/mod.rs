@@ -54,6 +54,8 @@ pub(crate) enum Transfer {
     Position,
     /// To be sent.
     Outgoing(outgoing::Pieces),
+    /// To be sent some other time: as many are on their way as may be.
+    Postponed,
     /// Arrived whole.
     Arrived(Area),
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use governor::{DefaultDirectRateLimiter, Quota};
 use parking_lot::Mutex;
 use rocksdb::{Range, ReadOptions, SnapshotWithThreadMode};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use troth_protocol::NodeId;
 use troth_protocol::message::raft::{Bounds, Pair, Part};
@@ -30,6 +30,12 @@ const PIECE_BYTES: usize = 512 << 10;
 
 /// Pieces that are read ahead.
 const PIECES_AHEAD: usize = 2;
+
+/// Snapshots that leave a process at the same time. Each has a thread that may block, and that waits most of the
+/// time: for the receiver, and for what bounds all of them.
+const READERS_MAX: usize = 32;
+
+static READERS: Semaphore = Semaphore::const_new(READERS_MAX);
 
 /// Parts that travel together.
 pub(crate) struct Piece {
@@ -56,14 +62,20 @@ impl Pieces {
     }
 }
 
-/// Freezes the state of a group, and begins to read it out.
-pub(crate) async fn open(store: &Store, group: u32, spans: Vec<Span>) -> io::Result<(Mark, Transfer)> {
+/// Freezes the state of a group, and begins to read it out. `None`: too many are being read out already.
+pub(crate) async fn open(
+    store: &Store,
+    group: u32,
+    spans: Vec<Span>,
+) -> io::Result<Option<(Mark, Transfer)>> {
+    let Ok(place) = READERS.try_acquire() else { return Ok(None) };
     let (mark_sender, mark) = oneshot::channel();
     let (begin, begins) = oneshot::channel();
     let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
     let store = store.clone();
     // Ends when all is read, or when the receiver is dropped.
     spawn_blocking(move || {
+        let _place = place;
         let database = store.database();
         let frozen = database.snapshot();
         let family = |family: Family| database.cf_handle(family.0).expect("opened with all families");
@@ -86,7 +98,7 @@ pub(crate) async fn open(store: &Store, group: u32, spans: Vec<Span>) -> io::Res
         }
     });
     let mark = mark.await.map_err(|_| io::Error::other("the snapshot reader has ended"))??;
-    Ok((mark, Transfer::Outgoing(Pieces { begin: Some(begin), pieces: receiver })))
+    Ok(Some((mark, Transfer::Outgoing(Pieces { begin: Some(begin), pieces: receiver }))))
 }
 
 struct Reading<'a> {
@@ -275,5 +287,28 @@ impl OnItsWay {
 impl Drop for OnItsWay {
     fn drop(&mut self) {
         self.outgoing.transfers.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use troth_protocol::process::Memory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_snapshots_are_read_out_at_a_time_than_may() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path(), "a test", &[], Memory::default()).expect("a new folder");
+        let mut open = Vec::new();
+        for group in 0..READERS_MAX as u32 {
+            open.push(super::open(&store, group, Vec::new()).await.expect("readable").expect("a place"));
+        }
+        assert!(super::open(&store, 0, Vec::new()).await.expect("readable").is_none());
+        // One that is given up makes room.
+        open.pop();
+        let place = READERS.acquire().await.expect("never closed");
+        drop(place);
+        assert!(super::open(&store, 0, Vec::new()).await.expect("readable").is_some());
     }
 }
