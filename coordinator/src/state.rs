@@ -420,21 +420,28 @@ impl State {
         let Some(Catalog { map, moved_shards, .. }) = &mut self.catalog else {
             return;
         };
+        let place = usize::from(shard.0);
+        let before = map.formed.get(place).copied().flatten();
         let Ok(at) = map.moves.binary_search_by_key(&shard, |step| step.shard) else {
+            // Nothing moves, but the group was formed again as it should be.
+            if before < Some(formed) && map.placement.get(place).is_some_and(|now| same(now, &voters)) {
+                map.formed[place] = Some(formed);
+                map.epoch.0 += 1;
+                mutations.push(Mutation::Catalog);
+            }
             return;
         };
         // It may have been sent elsewhere meanwhile. And who leads the shard no more may not know with whom its
         // successor has formed the group since.
-        if !same(&map.moves[at].to, &voters) || Some(formed) < map.formed[usize::from(shard.0)] {
+        if !same(&map.moves[at].to, &voters) || Some(formed) < before {
             return;
         }
         let step = map.moves.remove(at);
-        let (place, formed_by) = (usize::from(shard.0), Some(formed));
         if !same(&map.placement[place], &step.to) {
             *moved_shards += 1;
         }
         map.placement[place] = step.to;
-        map.formed[place] = map.formed[place].max(formed_by);
+        map.formed[place] = Some(formed);
         map.epoch.0 += 1;
         mutations.push(Mutation::Catalog);
     }
@@ -498,5 +505,21 @@ mod tests {
         // Said again, as an answer may be lost, it changes nothing.
         assert!(arrived(&mut state, [1, 2, 3], 31));
         assert_eq!(state.catalog().expect("configured").moved_shards, 2);
+        // One that turns around before anything has changed ends as it was.
+        send(&mut state, [1, 2, 4]);
+        send(&mut state, [1, 2, 3]);
+        assert!(arrived(&mut state, [1, 2, 3], 31));
+        assert_eq!(state.catalog().expect("configured").moved_shards, 2);
+    }
+
+    #[test]
+    fn a_group_that_was_formed_again_as_it_should_be_is_noted() {
+        let mut state = placed();
+        let formed = |state: &State| state.catalog().expect("configured").map.formed[0].map(|id| id.index);
+        assert!(arrived(&mut state, [1, 2, 3], 9));
+        assert_eq!(formed(&state), Some(9));
+        assert!(arrived(&mut state, [1, 2, 4], 12), "nobody has sent it there");
+        assert!(arrived(&mut state, [1, 2, 3], 5), "it was formed again since");
+        assert_eq!(formed(&state), Some(9));
     }
 }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use troth_protocol::message::admin::FaultPoint;
-use troth_protocol::message::{Request, Response, shard};
+use troth_protocol::message::raft::LogId;
+use troth_protocol::message::{Request, Response, coordinator, shard};
 use troth_protocol::{KeyRange, NodeId, Reject, ShardId};
 use troth_sdk::harness::processes::{Process, Processes, Shape};
 use troth_sdk::operator::{MoveStage, Moving, NodeChange, Overview};
-use troth_sdk::{Commit, Key};
+use troth_sdk::{Client, ClientConfig, Commit, Key};
 use troth_tests::drill::{Drill, Server};
 use troth_tests::network::Network;
 use troth_tests::witness::Witness;
@@ -151,6 +152,71 @@ async fn a_read_that_is_under_way_when_its_shard_leaves_gets_no_answer_from_what
     drill.release(server).await;
     let answer = in_time(asked).await.expect("no panic");
     assert!(matches!(answer, Ok(Response::Rejected(Reject::NotLeader { .. }))), "{answer:?}");
+    drill.end().await;
+}
+
+/// The coordinators take somebody's word for the end of a move that has not ended: a node erases its replica
+/// though it has a vote, and one without a vote is counted on. The leader sees that and mends it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_is_not_what_the_map_says_is_mended() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shape = Shape { coordinators: 1, nodes: 4, replicas: 3, shards: 1 };
+    let mut drill = Drill::start(folder.path(), shape).await;
+    drill.until_shared().await;
+    let map = drill.client.map();
+    let (shard, replicas) = (ShardId(0), map.replicas_of(ShardId(0)).to_vec());
+    let leader = map.preferred_leaders()[0];
+    let others: Vec<NodeId> = replicas.iter().copied().filter(|node| *node != leader).collect();
+    let (leaving, staying) = (others[0].0, others[1].0);
+    let leader = Server::Participant(leader.0);
+    let turned_to = async |drill: &Drill, wanted: &[NodeId]| {
+        eventually("the shard is on its way there", async || {
+            let map = drill.operator.status().await.map;
+            map.move_of(shard).is_some_and(|step| wanted.iter().all(|node| step.to.contains(node)))
+        })
+        .await;
+    };
+
+    // The voters are others now, and the map is about to say so, when all turns around.
+    drill.hold_at(leader, FaultPoint::BeforeMoved, 0).await;
+    drill.drain(leaving).await;
+    drill.until_held(leader, FaultPoint::BeforeMoved).await;
+    drill.hold_at(leader, FaultPoint::BeforeChange, 0).await;
+    drill.admit(leaving).await;
+    turned_to(&drill, &replicas).await;
+    drill.until_held(leader, FaultPoint::BeforeChange).await;
+
+    // Somebody who has missed all that says that all replicas are where they should be.
+    let files = drill.cluster.layout().credentials("participant-1");
+    let coordinators = map.coordinators.iter().map(|node| node.address.clone()).collect();
+    let config = ClientConfig::new(coordinators, files.load().expect("credentials"));
+    let liar = in_time(Client::connect(config)).await.expect("it is let in");
+    let moved =
+        coordinator::Request::Moved { shard, voters: replicas.clone(), formed: LogId { term: 1, index: 0 } };
+    let peer = drill.peer(Server::Coordinator(1));
+    let deadline = Instant::now() + PATIENCE;
+    let noted = liar.transport().call(&peer, Request::Coordinator(moved), deadline).await;
+    assert!(matches!(noted, Ok(Response::Coordinator(coordinator::Response::Noted))), "{noted:?}");
+    liar.close().await;
+    eventually("nothing moves", async || drill.operator.status().await.map.moves.is_empty()).await;
+    // Only what the leader does when nothing moves can help now.
+    eventually("the leader has heard that", async || {
+        let map = drill.operator.map();
+        let told = drill.operator.participant(&drill.peer(leader)).await;
+        map.moves.is_empty() && told.is_ok_and(|told| told.map_epoch >= map.epoch)
+    })
+    .await;
+    drill.release(leader).await;
+
+    eventually("the group is formed again", async || {
+        let formed = drill.operator.status().await.map.formed[0];
+        formed.is_some_and(|formed| formed.index > 0)
+    })
+    .await;
+    // So one that stays is not needed, and the one that erased its replica is not missed.
+    drill.process(Server::Participant(staying)).kill().expect("it runs");
+    let write = drill.client.transact(async |tx| tx.put("key", "value"));
+    in_time(write).await.expect("a majority is there");
     drill.end().await;
 }
 

@@ -20,13 +20,16 @@ use troth_protocol::message::admin::FaultPoint;
 use troth_protocol::message::coordinator::Request;
 use troth_protocol::message::overview::{MoveStage, Moving};
 use troth_protocol::routing::{Resend, RouteError};
-use troth_protocol::{ClusterMap, Move, NodeId, fault};
+use troth_protocol::{ClusterMap, MapEpoch, Move, NodeId, fault};
 use troth_replication::{Follower, Leadership, ProposeError, SnapshotBytes};
 
 use super::{ASK_TIMEOUT, Inner};
 
 /// How often it is looked at what is missing.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How often it is looked at whether the group is what the map says, while nothing moves.
+const KEEP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A newcomer that is this many entries behind at most has caught up.
 const BEHIND_MAX: u64 = 200;
@@ -73,6 +76,8 @@ impl Inner {
                         if leads {
                             self.carry_out(step).await;
                         }
+                    } else if leads {
+                        self.keep_members().await;
                     }
                     std::future::pending::<()>().await;
                 };
@@ -103,6 +108,39 @@ impl Inner {
                 Err(error) => tracing::debug!(shard = %self.shard, %error, "the move has to wait"),
             }
             sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Sees to it that the group is what the map says also while nothing moves. It is, unless the coordinators
+    /// took one leader's word for the end of a move while another one that had not heard of that move went on
+    /// with the one before. Who has no replica any more, by the map, has erased it, and may have a vote.
+    async fn keep_members(&self) {
+        // The map by which they were found to be others.
+        let mut differs_from: Option<MapEpoch> = None;
+        loop {
+            sleep(if differs_from.is_some() { LOOK_INTERVAL } else { KEEP_INTERVAL }).await;
+            let map = self.router.map();
+            let replicas = map.replicas_of(self.shard);
+            if differs_from.is_some_and(|epoch| epoch == map.epoch) {
+                let step = Move { shard: self.shard, to: replicas.to_vec() };
+                match self.advance(&step).await {
+                    Ok(true) => differs_from = None,
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::debug!(shard = %self.shard, %error, "the members have to wait");
+                    }
+                }
+                continue;
+            }
+            let members = self.group.members();
+            let same = members.voters.iter().eq(replicas.iter().collect::<BTreeSet<_>>());
+            differs_from = None;
+            if !replicas.is_empty() && !(same && members.learners.is_empty() && !members.joint) {
+                tracing::warn!(shard = %self.shard, ?members, ?replicas, "the group is not what the map says");
+                differs_from = Some(map.epoch);
+                // A map that is on its way may say more.
+                sleep(KEEP_INTERVAL).await;
+            }
         }
     }
 
