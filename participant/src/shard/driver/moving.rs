@@ -133,9 +133,10 @@ impl Inner {
                 continue;
             }
             let members = self.group.members();
-            let same = members.voters.iter().eq(replicas.iter().collect::<BTreeSet<_>>());
+            let wanted: BTreeSet<NodeId> = replicas.iter().copied().collect();
+            let others = members.voters != wanted || !members.learners.is_empty() || members.joint;
             differs_from = None;
-            if !replicas.is_empty() && !(same && members.learners.is_empty() && !members.joint) {
+            if others && !replicas.is_empty() {
                 tracing::warn!(shard = %self.shard, ?members, ?replicas, "the group is not what the map says");
                 differs_from = Some(map.epoch);
                 // A map that is on its way may say more.
