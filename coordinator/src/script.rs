@@ -7,7 +7,7 @@
 //! cluster shards=2              a cluster whose shards are placed
 //! lead                          a new leader; what is proposed before it was applied is void after it
 //! apply                         what is proposed is committed, in order
-//! lose                          what is proposed never enters the log
+//! lose                          what is proposed never enters the log; told is who wanted to forget
 //! now                           hands out a timestamp
 //! commit #1 T1 epoch=1 s0 s1    a first submission with work at these shards; `again` for a resubmission
 //! outcome #2 T1 s0 s1           how did it end? (without shards: the asker does not know them)

@@ -12,7 +12,7 @@ use troth_protocol::{Epoch, ParticipantId, ShardId, Timestamp, TxnId, fault, txn
 use troth_replication::ProposeError;
 
 use super::{ATTEMPT_PAUSE, Inner};
-use crate::command::Command;
+use crate::command::{Command, Output};
 use crate::leader::{Effect, Event, OnePhase};
 use crate::metrics::Phase;
 use crate::recovery::PAGE;
@@ -118,32 +118,31 @@ impl Errand {
                 Ok(proposal) => proposal.output().await,
                 Err(error) => Err(error),
             };
-            match result {
-                Ok(_) => {
-                    if let Some(phase) = phase {
-                        errand.inner.metrics.phase(phase, began);
-                    }
-                }
-                Err(ProposeError::NotLeader { .. } | ProposeError::Overloaded) => {
-                    sleep(ATTEMPT_PAUSE).await;
-                    errand.tell(Event::NotProposed { txns });
-                }
-                // What became of it the next leader will find in the log.
-                Err(error) => tracing::debug!(%error, "a proposal is lost"),
+            if errand.is_done(result, Event::NotProposed { txns }).await
+                && let Some(phase) = phase
+            {
+                errand.inner.metrics.phase(phase, began);
             }
         });
     }
 
     async fn forget(self, txns: Vec<TxnId>) {
-        match self.inner.propose(&Command::Forget { txns: txns.clone() }).await {
-            Ok(_) => {}
+        let result = self.inner.propose(&Command::Forget { txns: txns.clone() }).await;
+        self.is_done(result, Event::NotForgotten { txns }).await;
+    }
+
+    /// Whether a proposal was applied. If it is in no log, the leader is told so, after a pause.
+    async fn is_done(&self, result: Result<Output, ProposeError>, otherwise: Event) -> bool {
+        match result {
+            Ok(_) => return true,
             Err(ProposeError::NotLeader { .. } | ProposeError::Overloaded) => {
                 sleep(ATTEMPT_PAUSE).await;
-                self.tell(Event::NotForgotten { txns });
+                self.tell(otherwise);
             }
-            // The next leader has all of them delivered again.
+            // What became of it the next leader will find in the log.
             Err(error) => tracing::debug!(%error, "a proposal is lost"),
         }
+        false
     }
 
     /// Proposes what is harmless to lose: it will be proposed again.

@@ -21,7 +21,10 @@ fn a_commit_is_answered_when_it_is_decided_and_forgotten_when_all_have_applied_i
          failed s1
          delivered s1
          time +100ms
+         lose
+         time +100ms
          apply
+         time +100ms
          outcome #2 T1 s0 s1",
         expect![[r#"
             cluster shards=2
@@ -51,64 +54,14 @@ fn a_commit_is_answered_when_it_is_decided_and_forgotten_when_all_have_applied_i
             delivered s1
             time +100ms
                 propose to forget T1
-            apply
-            outcome #2 T1 s0 s1
-                #2: committed at 8
-        "#]],
-    );
-}
-
-#[test]
-fn what_can_be_forgotten_is_said_again_if_it_did_not_get_into_the_log() {
-    check(
-        "cluster shards=2
-         apply
-         now
-         commit #1 T1 epoch=1 s0 s1
-         vote T1 s0 yes above=3
-         vote T1 s1 yes above=3
-         apply
-         delivered s0
-         delivered s1
-         time +100ms
-         lose
-         time +100ms
-         apply
-         time +100ms
-         restart
-         lead",
-        expect![[r#"
-            cluster shards=2
-                epoch 1
-            apply
-            now
-                1
-            commit #1 T1 epoch=1 s0 s1
-                prepare T1 at s0, epoch 1, floor 1
-                prepare T1 at s1, epoch 1, floor 1
-            vote T1 s0 yes above=3
-            vote T1 s1 yes above=3
-                propose commit of T1 at 4
-            apply
-                #1: committed at 4
-                finish at s0: T1 commit@4
-                finish at s1: T1 commit@4
-            delivered s0
-            delivered s1
-            time +100ms
-                propose to forget T1
             lose
                 1 proposals lost
             time +100ms
                 propose to forget T1
             apply
             time +100ms
-            restart
-                0 unfinished, ceiling 1572864000
-            lead
-                epoch 6
-                collect from s0
-                collect from s1
+            outcome #2 T1 s0 s1
+                #2: committed at 8
         "#]],
     );
 }
