@@ -106,6 +106,14 @@ pub fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
+        // What cargo tells a program that it runs is not for the cargo that this program runs: build scripts
+        // look at some of it, and what both have built would be built anew by each of them, every time.
+        for (name, _) in std::env::vars_os() {
+            let told = ["CARGO_MANIFEST_", "CARGO_PKG_", "OUT_DIR"];
+            if told.iter().any(|told| name.to_string_lossy().starts_with(told)) {
+                cargo.env_remove(name);
+            }
+        }
         // All of the workspace, as cargo leaves out a program of one package whose features are named like
         // this, without a word.
         let mut features = String::from("troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp");
