@@ -23,6 +23,7 @@ use troth_protocol::GroupId;
 use troth_protocol::message::{Request, coordinator};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::sim::calls::CallId;
 use crate::sim::client::{Action as Act, Client, Plan};
 use crate::sim::faults::Fault;
 use crate::sim::world::{Shape, World};
@@ -54,6 +55,8 @@ pub struct State {
     budget: Budget,
     down: Option<Address>,
     just_died: bool,
+    /// A server has died on the way here.
+    has_died: bool,
     /// Nothing happens any more.
     over: bool,
     /// Also what makes no difference is kept, and happens in every order.
@@ -72,7 +75,7 @@ impl State {
         }
         let mut feed = Feed(Xxh3::new());
         self.world.tell(&mut feed).expect("a hasher takes everything");
-        let State { pending, timers, budget, down, just_died, over, .. } = self;
+        let State { pending, timers, budget, down, just_died, has_died, over, .. } = self;
         let Feed(mut hash) = feed;
         for (name, _) in pending {
             name.hash(&mut hash);
@@ -80,7 +83,7 @@ impl State {
         for (due, name, _) in timers {
             (due, name).hash(&mut hash);
         }
-        (budget, down, just_died, over).hash(&mut hash);
+        (budget, down, just_died, has_died, over).hash(&mut hash);
         hash.digest()
     }
 }
@@ -111,8 +114,8 @@ pub enum Step {
     ComesEarly(Arc<str>),
     /// Another leader is elected; so many entries survive.
     Elect(GroupId, Address, usize),
-    /// A server dies.
-    Crash(Address),
+    /// A server dies, and has on disk what it had first, or all.
+    Crash(Address, bool),
     /// It is started again.
     Restart(Address),
     /// Nothing else happens: time passes.
@@ -236,6 +239,7 @@ impl Explorer {
             budget: self.case.budget,
             down: None,
             just_died: false,
+            has_died: false,
             over: false,
             every_order: self.every_order,
         };
@@ -368,7 +372,15 @@ impl State {
             GroupId::Coordinator => elections == 0,
             GroupId::Shard(_) => shard_elections == 0,
         };
+        // Where a server has died, a call may be broken and answered all the same, by the one that comes back.
+        let breaks = |answered: &CallId| {
+            let broken =
+                |(_, item): &(_, Item)| matches!(item, Item::Broken { call, .. } if call == answered);
+            self.has_died && self.pending.iter().any(broken)
+        };
         self.pending.iter().find(|(_, item)| match item {
+            Item::Broken { .. } if self.has_died => false,
+            Item::Answer { call, .. } if breaks(call) => false,
             // A member that does not lead applies what the others have, and nobody sees it.
             Item::Learn { seat, .. } => self.world.follows(*seat),
             // A client that waits for one answer does nothing else.
@@ -464,7 +476,11 @@ impl Model for Explorer {
             // In between it would only make the same messages fail one by one.
             Some(at) if state.just_died || state.pending.is_empty() => actions.push(Step::Restart(at)),
             Some(_) => {}
-            None if state.budget.crashes > 0 => actions.extend(state.world.servers().map(Step::Crash)),
+            None if state.budget.crashes > 0 => {
+                for flushed in [false, true] {
+                    actions.extend(state.world.servers().map(|at| Step::Crash(at, flushed)));
+                }
+            }
             None => {}
         }
         if state.pending.is_empty() && state.down.is_none() && !leaderless {
@@ -474,7 +490,7 @@ impl Model for Explorer {
 
     fn next_state(&self, last: &State, step: Step) -> Option<State> {
         let mut state = last.clone();
-        state.just_died = matches!(step, Step::Crash(_));
+        state.just_died = matches!(step, Step::Crash(..));
         match step {
             Step::Happens(name) => {
                 let item = state.take(&name)?;
@@ -507,9 +523,13 @@ impl Model for Explorer {
                 }
                 state.happen(Item::Fault(Fault::Elect { group, to, survive }));
             }
-            Step::Crash(at) => {
+            Step::Crash(at, flushed) => {
                 state.budget.crashes -= 1;
                 state.down = Some(at);
+                state.has_died = true;
+                if flushed {
+                    state.happen(Item::Fault(Fault::Flush(at)));
+                }
                 state.happen(Item::Fault(Fault::Crash(at)));
             }
             Step::Restart(at) => {

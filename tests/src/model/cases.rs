@@ -20,6 +20,8 @@ pub struct Case {
     pub(super) budget: Budget,
     /// Whether something is aborted on some path; else the case explores nothing of interest.
     pub(super) aborts: bool,
+    /// It takes hours, or more memory than there is: whoever explores it stops at some point.
+    pub endless: bool,
 }
 
 /// What may go wrong, and how often in one path.
@@ -57,6 +59,7 @@ pub fn cases() -> Vec<Case> {
         from_commit: true,
         budget,
         aborts: true,
+        endless: false,
     };
     let none = Budget::default();
     vec![
@@ -76,6 +79,22 @@ pub fn cases() -> Vec<Case> {
             )
         },
         case("early", "one transaction on two shards; a timer comes early", Budget { early: 1, ..none }),
+        Case {
+            clients: vec![vec![vec![Act::Append(a(), 1)]]],
+            ..case(
+                "one-deposed",
+                "one transaction on one shard; the coordinator is deposed while it lives",
+                Budget { elections: 1, ..none },
+            )
+        },
+        Case {
+            clients: vec![vec![vec![Act::Append(a(), 1)]]],
+            ..case(
+                "one-crash",
+                "one transaction on one shard; any server dies and comes back",
+                Budget { crashes: 1, ..none },
+            )
+        },
         case(
             "crash",
             "one transaction on two shards; any server dies and comes back",
@@ -109,15 +128,21 @@ pub fn cases() -> Vec<Case> {
             "one transaction on two shards; the coordinator is deposed, and a message is lost",
             Budget { elections: 1, losses: 1, ..none },
         ),
-        case(
-            "deposed-twice",
-            "one transaction on two shards; leadership goes to the other coordinator and back",
-            Budget { elections: 2, ..none },
-        ),
-        case(
-            "crash-deposed",
-            "one transaction on two shards; a server dies, and a coordinator is deposed",
-            Budget { crashes: 1, elections: 1, ..none },
-        ),
+        Case {
+            endless: true,
+            ..case(
+                "deposed-twice",
+                "one transaction on two shards; leadership goes to the other coordinator and back",
+                Budget { elections: 2, ..none },
+            )
+        },
+        Case {
+            endless: true,
+            ..case(
+                "crash-deposed",
+                "one transaction on two shards; a server dies, and a coordinator is deposed",
+                Budget { crashes: 1, elections: 1, ..none },
+            )
+        },
     ]
 }
