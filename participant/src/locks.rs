@@ -11,14 +11,14 @@ use troth_protocol::message::txn::Work;
 use troth_protocol::{Key, KeyRange, Timestamp, TxnId};
 
 /// The locks of one shard.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Table {
     keys: BTreeMap<Key, Holders>,
     /// Ranges that were read, by who read them.
     ranges: BTreeMap<TxnId, Vec<KeyRange>>,
 }
 
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 struct Holders {
     /// Who writes the key, and after when at the earliest.
     writer: Option<(TxnId, Timestamp)>,

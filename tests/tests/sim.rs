@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use troth_tests::sim::faults::Kind;
-use troth_tests::sim::run::{Options, run};
+use troth_tests::sim::run::{Options, run, tell_of_panics};
 use troth_tests::sim::schedule::Tracing;
 
 fn check(options: &Options) {
+    tell_of_panics();
     let (report, _) = run(options, Tracing::Number);
     assert_eq!(report.violations, Vec::<String>::new(), "run again: {} --trace", options.command());
     assert!(report.counts.ok > 0, "nothing happened at all: {}", options.command());
@@ -26,7 +27,7 @@ fn without_faults_everything_goes_well() {
         let options = Options { without, ..Options::new(seed, 100) };
         check(&options);
         let (report, _) = run(&options, Tracing::Number);
-        assert!(report.faults == 0 && report.counts.unknown <= 2, "{report:?}");
+        assert!(report.faults.is_empty() && report.counts.unknown <= 2, "{report:?}");
     }
 }
 

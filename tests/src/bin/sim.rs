@@ -1,6 +1,6 @@
 //! Simulates clusters from seeds, and says which of them went wrong.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::Parser;
 use troth_tests::seeds;
 use troth_tests::sim::faults::Kind;
-use troth_tests::sim::run::{Options, Report, run, shrink};
+use troth_tests::sim::run::{Options, Report, run, shrink, tell_of_panics};
 use troth_tests::sim::schedule::Tracing;
 
 /// Simulates clusters: each seed is a cluster, its clients, and all that breaks.
@@ -58,7 +58,7 @@ struct Totals {
     ok: u64,
     failed: u64,
     unknown: u64,
-    faults: u64,
+    faults: BTreeMap<&'static str, u64>,
     steps: u64,
     seconds: u64,
     failures: Vec<(Options, Vec<String>)>,
@@ -71,7 +71,9 @@ impl Totals {
         self.ok += report.counts.ok;
         self.failed += report.counts.failed;
         self.unknown += report.counts.unknown;
-        self.faults += report.faults;
+        for (kind, count) in report.faults {
+            *self.faults.entry(kind).or_default() += count;
+        }
         self.steps += report.steps;
         self.seconds += report.time.as_secs();
         if !report.violations.is_empty() {
@@ -82,6 +84,7 @@ impl Totals {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    tell_of_panics();
     let (from, to) = match (arguments.seeds, arguments.seed) {
         (Some(range), _) => range,
         (None, Some(seed)) => (seed, seed + 1),
@@ -157,15 +160,12 @@ fn main() -> ExitCode {
             elapsed.as_secs_f64(),
         );
         println!(
-            "{} operations happened, {} did not, {} of unknown end; {} commits; {} faults; {} steps; {} s of cluster time",
-            totals.ok,
-            totals.failed,
-            totals.unknown,
-            totals.commits,
-            totals.faults,
-            totals.steps,
-            totals.seconds
+            "{} operations happened, {} did not, {} of unknown end; {} commits; {} steps; {} s of cluster time",
+            totals.ok, totals.failed, totals.unknown, totals.commits, totals.steps, totals.seconds
         );
+        let faults: Vec<String> =
+            totals.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        println!("faults: {}", faults.join(", "));
         println!("{twice} runs made twice, {unequal} of them not equal word by word");
         println!("{} failures", totals.failures.len());
     }

@@ -208,7 +208,10 @@ impl Client {
                     }
                     self.rest(shared);
                 }
-                Ok(Response::Coordinator(coordinator::Response::Expired)) => self.rest(shared),
+                Ok(Response::Coordinator(coordinator::Response::Expired)) => {
+                    shared.ghost.expired(*txn);
+                    self.rest(shared);
+                }
                 _ => self.pause(shared),
             },
             // What was asked before it gave up.

@@ -535,6 +535,11 @@ impl Coordinator {
             .apply(index, command.clone(), &*self.disk, &mut mutations)
             .expect("a modelled disk is readable");
         shared.ghost.coordinator_applied(index, command, &output);
+        if let Command::Retire { .. } = command {
+            let marks = self.state.marks();
+            let kept = marks.ceiling.minus(shared.limits.outcome_retention);
+            shared.ghost.gives_up_outcomes(marks.outcomes_before, kept);
+        }
         self.disk.write(mutations, &self.state);
         self.log.applied_next();
         match (&output, command) {

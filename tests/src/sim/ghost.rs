@@ -1,8 +1,8 @@
 //! Sees everything at once, which nobody in a real cluster can, and knows what must never happen.
 //!
-//! While a run goes on it holds the invariants of the protocol against each step: one decision, all votes,
-//! presumed abort, time that only grows, nothing forgotten too early, replicas that agree. At the end it
-//! replays all that was committed in the order of commit timestamps, and compares every read that was
+//! While a run goes on it holds the invariants of the protocol against each step: one decision, all votes, in
+//! the epoch of the decision and before its timestamp, presumed abort, locks for all that is promised, time that
+//! only grows, nothing forgotten too early, replicas that agree. At the end it replays all that was committed in the order of commit timestamps, and compares every read that was
 //! ever answered with what it should have seen: that is snapshot isolation and strict serializability,
 //! decided, not sampled.
 
@@ -10,12 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use troth_coordinator::command as coordinator;
+use troth_participant::locks::Table;
 use troth_participant::shard::command as shard;
-use troth_participant::shard::state::{Mutation, State};
+use troth_participant::shard::state::{Mutation, Prepared, State};
 use troth_protocol::message::coordinator::Resolution;
 use troth_protocol::message::shard::{Decision, Row, Version};
-use troth_protocol::message::txn::{Outcome, Part, Work, Write};
-use troth_protocol::{Key, KeyRange, ParticipantId, ShardId, Timestamp, TxnId, Value};
+use troth_protocol::message::txn::{Outcome, Part};
+use troth_protocol::{Epoch, Key, KeyRange, ParticipantId, ShardId, Timestamp, TxnId, Value};
+
+use super::Seat;
 
 /// What was seen.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +29,7 @@ pub struct Ghost {
     one_phase: BTreeMap<TxnId, Timestamp>,
     /// Transactions of which somebody was told that they never happen.
     aborted: BTreeSet<TxnId>,
-    prepared: BTreeSet<(ShardId, TxnId)>,
+    prepared: BTreeMap<(ShardId, TxnId), Promise>,
     /// Who takes part in a decided transaction.
     participants: BTreeMap<TxnId, Vec<ShardId>>,
     /// Shards that have written what a transaction wanted.
@@ -39,8 +42,19 @@ pub struct Ghost {
     scans: BTreeMap<TxnId, Vec<(KeyRange, Vec<Row>)>>,
     /// The largest timestamp that anybody has got.
     newest: Timestamp,
+    /// Outcomes of transactions that began before this need not be known any more.
+    outcomes_before: Timestamp,
     /// Operations that ended well: when they were begun and over, and their moment in the serial order.
     operations: BTreeSet<(Duration, Duration, TxnId, Timestamp)>,
+}
+
+/// What a shard has promised.
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    /// To whom.
+    epoch: Epoch,
+    /// The largest timestamp that anybody had got by then.
+    newest: Timestamp,
 }
 
 impl Ghost {
@@ -61,6 +75,22 @@ impl Ghost {
             self.violated(format!("timestamp {timestamp} was handed out after {newest_before}"));
         }
         self.newest = self.newest.max(timestamp);
+    }
+
+    /// A client is told that nobody knows any more how its transaction ended.
+    pub fn expired(&mut self, txn: TxnId) {
+        if txn.start >= self.outcomes_before {
+            let before = self.outcomes_before;
+            self.violated(format!("{txn} is said to be too old, and only those before {before} are"));
+        }
+    }
+
+    /// A group gives up the outcomes of transactions that began before this; those since `kept` it must know.
+    pub fn gives_up_outcomes(&mut self, before: Timestamp, kept: Timestamp) {
+        if before > kept {
+            self.violated(format!("outcomes before {before} are given up, and those since {kept} are kept"));
+        }
+        self.outcomes_before = self.outcomes_before.max(before);
     }
 
     /// A client has read a key at the start of its transaction.
@@ -171,12 +201,12 @@ impl Ghost {
         }
         self.coordinator_outputs.push(output.clone());
         match (command, output) {
-            (coordinator::Command::Decide { decisions, .. }, coordinator::Output::Verdicts(verdicts)) => {
+            (coordinator::Command::Decide { epoch, decisions }, coordinator::Output::Verdicts(verdicts)) => {
                 for (decision, verdict) in decisions.iter().zip(verdicts) {
                     if let coordinator::Verdict::Recorded(coordinator::Record::Committed { commit_ts }) =
                         verdict
                     {
-                        self.decides(decision, *commit_ts);
+                        self.decides(*epoch, decision, *commit_ts);
                     }
                 }
             }
@@ -193,7 +223,7 @@ impl Ghost {
         }
     }
 
-    fn decides(&mut self, decision: &coordinator::Decision, commit_ts: Timestamp) {
+    fn decides(&mut self, epoch: Epoch, decision: &coordinator::Decision, commit_ts: Timestamp) {
         let txn = decision.txn;
         match self.decided.get(&txn) {
             Some(before) if *before == commit_ts => return,
@@ -206,8 +236,17 @@ impl Ghost {
             self.violated(format!("{txn} is decided after somebody was told that it never happens"));
         }
         for shard in decision.participants.iter().filter_map(ParticipantId::shard) {
-            if !self.prepared.contains(&(shard, txn)) {
-                self.violated(format!("{txn} is decided, and shard {shard} has not promised it"));
+            match self.prepared.get(&(shard, txn)).copied() {
+                None => self.violated(format!("{txn} is decided, and shard {shard} has not promised it")),
+                Some(promise) if promise.epoch != epoch => self.violated(format!(
+                    "{txn} is decided in epoch {epoch}, and shard {shard} has promised it to {}",
+                    promise.epoch
+                )),
+                Some(promise) if commit_ts <= promise.newest => self.violated(format!(
+                    "{txn} is decided at {commit_ts}, and when shard {shard} promised it there was {}",
+                    promise.newest
+                )),
+                Some(_) => {}
             }
         }
         self.decided.insert(txn, commit_ts);
@@ -237,7 +276,7 @@ impl Ghost {
         outputs.push(output.clone());
         for mutation in mutations {
             match mutation {
-                Mutation::Prepared(record) => drop(self.prepared.insert((shard, record.txn))),
+                Mutation::Prepared(record) => self.promises(shard, record),
                 Mutation::Unprepared(txn) => {
                     self.prepared.remove(&(shard, *txn));
                     self.finished(shard, *txn, command);
@@ -252,6 +291,15 @@ impl Ghost {
                 }
                 Mutation::Version { .. } | Mutation::Outcome(..) | Mutation::OutcomesBefore(_) => {}
             }
+        }
+    }
+
+    fn promises(&mut self, shard: ShardId, record: &Prepared) {
+        let promise = Promise { epoch: record.epoch, newest: self.newest };
+        // Asked again by the same leader: the vote that counts may be the first one.
+        let before = self.prepared.get(&(shard, record.txn));
+        if before.is_none_or(|before| before.epoch != promise.epoch) {
+            self.prepared.insert((shard, record.txn), promise);
         }
     }
 
@@ -273,18 +321,14 @@ impl Ghost {
         }
     }
 
-    /// A replica begins to serve: what it has promised must be locked.
-    pub fn leads(&mut self, shard: ShardId, state: &State) {
-        let stranger = TxnId { start: Timestamp::MAX, client: Default::default() };
+    /// What a replica has promised must be locked there, and nothing else.
+    pub fn locked(&mut self, seat: Seat, state: &State) {
+        let mut locks = Table::default();
         for (txn, record) in state.prepared() {
-            for write in &record.work.writes {
-                let wanted = Write { key: write.key.clone(), value: None };
-                let work = Work { writes: vec![wanted], ..Work::default() };
-                if state.locks().conflict(stranger, &work).is_none() {
-                    let text = format!("shard {shard} serves, and {txn} holds no lock on {}", write.key);
-                    return self.violated(text);
-                }
-            }
+            locks.acquire(*txn, record.floor, &record.work);
+        }
+        if *state.locks() != locks {
+            self.violated(format!("{seat:?} has promised {locks:?}, and has locked {:?}", state.locks()));
         }
     }
 
@@ -371,11 +415,11 @@ impl Ghost {
         let by_begin = self.operations.clone();
         let mut ended = by_end.into_iter().peekable();
         let mut newest = (Timestamp::ZERO, None);
-        for (begun, _, txn, _) in by_begin {
+        for (begun, _, txn, moment) in by_begin {
             while let Some((_, _, earlier, at)) = ended.next_if(|(_, over, _, _)| *over < begun) {
                 newest = newest.max((at, Some(earlier)));
             }
-            if txn.start <= newest.0 {
+            if txn.start.min(moment) <= newest.0 {
                 let (at, earlier) = newest;
                 self.violated(format!("{txn} began after {earlier:?} had ended, and that is at {at}"));
             }

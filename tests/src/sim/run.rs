@@ -1,6 +1,10 @@
 //! One run from a seed to a report, and making a failing one smaller.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+use std::panic;
+use std::sync::Once;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -69,16 +73,43 @@ pub struct Report {
     pub commits: usize,
     /// Items that happened.
     pub steps: u64,
-    /// Faults that struck.
-    pub faults: u64,
+    /// Faults that struck, but for those that have rates: of each kind.
+    pub faults: BTreeMap<&'static str, u64>,
     /// Time that passed in the run.
     pub time: Duration,
     /// The trace as a number.
     pub hash: u64,
 }
 
+thread_local! {
+    /// What this thread runs.
+    static RUNS: RefCell<Option<Options>> = const { RefCell::new(None) };
+}
+
+/// From now on whoever panics in a run tells the command that does it again: an assertion of the product is a
+/// finding.
+pub fn tell_of_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            report(info);
+            if let Some(options) = RUNS.take() {
+                eprintln!("seed {} panics\n    {} --trace", options.seed, options.command());
+            }
+        }));
+    });
+}
+
 /// Runs a seed. With [`Tracing::Words`] the whole trace is returned too.
 pub fn run(options: &Options, tracing: Tracing) -> (Report, String) {
+    RUNS.set(Some(options.clone()));
+    let ran = run_on(options, tracing);
+    RUNS.set(None);
+    ran
+}
+
+fn run_on(options: &Options, tracing: Tracing) -> (Report, String) {
     let mut rng = SmallRng::seed_from_u64(options.seed ^ 0x9e37_79b9_7f4a_7c15);
     let shape = Shape {
         coordinators: if rng.random_bool(0.8) { 3 } else { 1 },
@@ -130,6 +161,10 @@ pub fn run(options: &Options, tracing: Tracing) -> (Report, String) {
             schedule.world.shared.ghost.violations.push("the last read of everything failed".into());
         }
     }
+    if schedule.steps >= STEPS_MAX {
+        let text = format!("after {STEPS_MAX} steps it is still not over: {:?}", schedule.world.unrest());
+        schedule.world.shared.ghost.violations.push(text);
+    }
     schedule.world.shared.ghost.judge();
     let total =
         |count: fn(&Counts) -> u64| schedule.world.clients.iter().map(|client| count(&client.counts)).sum();
@@ -143,7 +178,7 @@ pub fn run(options: &Options, tracing: Tracing) -> (Report, String) {
         },
         commits: ghost.commits(),
         steps: schedule.steps,
-        faults: schedule.faults,
+        faults: schedule.faults.clone(),
         time: schedule.time(),
         hash: schedule.trace_hash(),
     };
@@ -216,6 +251,16 @@ fn plan(rng: &mut SmallRng, keys: u32, next: &mut u64, leave: bool) -> Plan {
         leaves: rng.random_bool(0.03) && leave,
         forgetful: rng.random_bool(0.3),
     }
+}
+
+/// The first seed that goes wrong, in a violation or a panic.
+pub fn first_failing(seeds: Range<u64>, txns: u32) -> Option<u64> {
+    let fails = |seed: &u64| {
+        let options = Options::new(*seed, txns);
+        let ran = panic::catch_unwind(|| run(&options, Tracing::Number).0);
+        !ran.is_ok_and(|report| report.violations.is_empty())
+    };
+    seeds.into_iter().find(fails)
 }
 
 /// Makes a failing run smaller, as long as it still fails in some way.

@@ -104,8 +104,8 @@ pub struct Schedule {
     calm: bool,
     /// How many items have happened.
     pub steps: u64,
-    /// How many faults.
-    pub faults: u64,
+    /// How many faults of each kind had an effect.
+    pub faults: BTreeMap<&'static str, u64>,
     hash: Xxh3,
     words: Option<String>,
 }
@@ -125,7 +125,7 @@ impl Schedule {
             paused: BTreeMap::new(),
             calm: false,
             steps: 0,
-            faults: 0,
+            faults: BTreeMap::new(),
             hash: Xxh3::new(),
             words: (tracing == Tracing::Words).then(String::new),
         };
@@ -318,7 +318,14 @@ impl Schedule {
     }
 
     fn strike(&mut self, kind: Kind) {
-        self.faults += 1;
+        let before = (self.number, self.paused.clone());
+        self.strike_with(kind);
+        if before != (self.number, self.paused.clone()) {
+            *self.faults.entry(kind.name()).or_default() += 1;
+        }
+    }
+
+    fn strike_with(&mut self, kind: Kind) {
         match kind {
             Kind::Crash => {
                 let all = self.servers();

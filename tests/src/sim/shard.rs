@@ -70,6 +70,8 @@ pub struct Shard {
     todo: VecDeque<Effect>,
     performing: bool,
     wake_at: Option<Instant>,
+    /// The largest timestamp that anybody had got when it asked the time.
+    asked_time: Timestamp,
 }
 
 impl Shard {
@@ -90,6 +92,7 @@ impl Shard {
             todo: VecDeque::new(),
             performing: false,
             wake_at: None,
+            asked_time: Timestamp::ZERO,
         }
     }
 
@@ -374,7 +377,7 @@ impl Shard {
                     let now = shared.instant(shared.time);
                     self.leader = Some(Leader::new(lead, first, now, &self.state));
                     self.wake_at = None;
-                    shared.ghost.leads(self.shard, &self.state);
+                    shared.ghost.got_timestamp(first, self.asked_time);
                     self.perform(shared);
                 }
             }
@@ -389,6 +392,7 @@ impl Shard {
     pub fn ask_time(&mut self, shared: &mut Shared, lead: u64) {
         if self.log.believes_to_lead() && self.state.marks().lead == lead && self.leader.is_none() {
             let request = coordinator::Request::Timestamps { count: 1, begins: None };
+            self.asked_time = shared.ghost.newest();
             self.call(shared, request, Purpose::FreshTime(lead));
         }
     }
@@ -460,6 +464,13 @@ impl Shard {
             .apply(index, command.clone(), &*self.disk, &mut mutations)
             .expect("a modelled disk is readable");
         shared.ghost.shard_applied(self.shard, index, command, &output, &mutations);
+        if !mutations.is_empty() {
+            shared.ghost.locked(self.seat, &self.state);
+        }
+        if let Command::Retire { .. } = command {
+            let before = self.state.marks().outcomes_before;
+            shared.ghost.gives_up_outcomes(before, Timestamp::MAX);
+        }
         for mutation in &mutations {
             match mutation {
                 Mutation::Prepared(record) => prepared.push(record.txn),
