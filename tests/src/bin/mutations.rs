@@ -12,8 +12,7 @@ use troth_tests::chaos::{self, Plan};
 use troth_tests::history::Workload;
 use troth_tests::model::{BROKEN, PANICKED};
 use troth_tests::programs;
-use troth_tests::sim::run::{Options, run};
-use troth_tests::sim::schedule::Tracing;
+use troth_tests::sim::run::first_failing;
 
 /// The proof that the tests find bugs: every deliberate bug must be caught by some layer.
 #[derive(Parser)]
@@ -68,12 +67,7 @@ fn main() -> ExitCode {
 
 fn simulated(seeds: u64) -> Option<String> {
     let began = Instant::now();
-    let seed = (0..seeds).find(|seed| {
-        fails(|| {
-            let (report, _) = run(&Options::new(*seed, 200), Tracing::Number);
-            !report.violations.is_empty()
-        })
-    })?;
+    let seed = first_failing(0..seeds, 200)?;
     Some(format!("seed {seed}, {:.1} s", began.elapsed().as_secs_f64()))
 }
 
@@ -95,11 +89,6 @@ fn modelled(bug: Bug, seconds: u64) -> Option<String> {
         let broken = report["failed"].as_array().is_some_and(|failed| failed.contains(&BROKEN.into()));
         broken.then(|| format!("{case}, {} states, {elapsed:.1} s", report["states"]))
     })
-}
-
-/// Whether something fails, or panics: an assertion of the product is a finding too.
-fn fails(attempt: impl FnOnce() -> bool) -> bool {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(attempt)).unwrap_or(true)
 }
 
 /// Real processes with the bug, which lose all the time what they have not synced.
