@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::Connection;
 use quinn::crypto::rustls::QuicClientConfig;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -14,7 +15,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use troth_protocol::message::samples;
 use troth_protocol::wire::{self, HEADER_BYTES, HELLO_BYTES, Hello};
 use troth_sdk::Client;
@@ -35,7 +36,7 @@ pub async fn connect(
     certificate: &str,
     server: SocketAddr,
     name: &str,
-) -> Result<quinn::Connection, String> {
+) -> Result<Connection, String> {
     let read = |file: &str| CertificateDer::from_pem_file(cluster.join(file)).expect("written by the layout");
     let mut roots = rustls::RootCertStore::empty();
     roots.add(read("ca.pem")).expect("an authority");
@@ -60,7 +61,7 @@ pub async fn connect(
 ///
 /// # Errors
 /// If the server does not return it.
-pub async fn hello(connection: &quinn::Connection) -> Result<quinn::SendStream, String> {
+pub async fn hello(connection: &Connection) -> Result<quinn::SendStream, String> {
     let said = async {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|error| error.to_string())?;
         send.write_all(&Hello::OURS.to_bytes()).await.map_err(|error| error.to_string())?;
@@ -134,89 +135,83 @@ impl Target {
         Target { cluster: cluster.to_owned(), servers: coordinators.chain(nodes).collect() }
     }
 
-    /// Is rude once, and tells how.
-    pub async fn offend(&self, rng: &mut StdRng) -> Manner {
+    /// Is rude once, and tells how; `None` if there was nobody to be rude to.
+    pub async fn offend(&self, rng: &mut StdRng) -> Option<Manner> {
         let manner = *Manner::ALL.choose(rng).expect("there are some");
         let (server, name) = *self.servers.choose(rng).expect("there are some");
-        // However it ends: it is not the one who is rude who may complain.
-        let _ = self.be(manner, server, name, rng).await;
-        manner
-    }
-
-    async fn be(
-        &self,
-        manner: Manner,
-        server: SocketAddr,
-        name: &str,
-        rng: &mut StdRng,
-    ) -> Result<(), String> {
         if manner == Manner::Datagrams {
-            return datagrams(server, rng).map_err(|error| error.to_string());
+            return datagrams(server, rng).ok().map(|()| manner);
         }
         // Whoever has the certificate of a server and says something that makes sense is believed.
         let certificate = match manner {
             Manner::Forged | Manner::Senseless => "client",
             _ => ["client", "participant-1", "coordinator-1"].choose(rng).expect("three"),
         };
-        let connection = connect(&self.cluster, certificate, server, name).await?;
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        match manner {
-            Manner::HalfHello => {
-                let (mut send, _receive) = connection.open_bi().await.map_err(|error| text(&error))?;
-                let bytes = Hello::OURS.to_bytes();
-                let said = &bytes[..rng.random_range(0..HELLO_BYTES)];
-                send.write_all(said).await.map_err(|error| text(&error))?;
-                if rng.random_bool(0.5) {
-                    // The server does not wait for ever.
-                    let _ =
-                        timeout(Duration::from_millis(rng.random_range(1..6_000)), connection.closed()).await;
-                }
-                return Ok(());
-            }
-            Manner::NoHello => {
-                let (mut send, _receive) = connection.open_bi().await.map_err(|error| text(&error))?;
-                send.write_all(&garbage(rng, 200)).await.map_err(|error| text(&error))?;
-                let _ = timeout(PATIENCE, connection.closed()).await;
-                return Ok(());
-            }
-            _ => {}
-        }
-        let _lane = hello(&connection).await?;
-        for _ in 0..rng.random_range(1..30) {
-            match manner {
-                Manner::OneWay => {
-                    let mut send = connection.open_uni().await.map_err(|error| text(&error))?;
-                    send.write_all(&garbage(rng, 5_000)).await.map_err(|error| text(&error))?;
-                }
-                Manner::Streams => {
-                    let (mut send, mut receive) = connection.open_bi().await.map_err(|error| text(&error))?;
-                    let written = send.write_all(&frame(payload(rng), rng)[..20]).await;
-                    written.map_err(|error| text(&error))?;
-                    if rng.random_bool(0.5) {
-                        let _ = send.reset(rng.random_range(0..1_000_u32).into());
-                    }
-                    if rng.random_bool(0.5) {
-                        let _ = receive.stop(rng.random_range(0..1_000_u32).into());
-                    }
-                }
-                _ => {
-                    let bytes = said(manner, rng);
-                    let stream = connection.open_bi();
-                    let opened = timeout(PATIENCE, stream).await.map_err(|_| "no stream".to_owned())?;
-                    let (mut send, mut receive) = opened.map_err(|error| text(&error))?;
-                    send.write_all(&bytes).await.map_err(|error| text(&error))?;
-                    if rng.random_bool(0.7) {
-                        let _ = send.finish();
-                    }
-                    if rng.random_bool(0.3) {
-                        let mut answer = [0; 64];
-                        let _ = timeout(Duration::from_millis(50), receive.read(&mut answer)).await;
-                    }
-                }
-            }
-        }
-        Ok(())
+        let connection = connect(&self.cluster, certificate, server, name).await.ok()?;
+        // However it ends: it is not the one who is rude who may complain.
+        let _ = be(manner, connection, rng).await;
+        Some(manner)
     }
+}
+
+/// Is rude in some manner to a server that listens.
+async fn be(manner: Manner, connection: Connection, rng: &mut StdRng) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    match manner {
+        Manner::HalfHello => {
+            let (mut send, _receive) = connection.open_bi().await.map_err(|error| text(&error))?;
+            let bytes = Hello::OURS.to_bytes();
+            let said = &bytes[..rng.random_range(0..HELLO_BYTES)];
+            send.write_all(said).await.map_err(|error| text(&error))?;
+            if rng.random_bool(0.5) {
+                // The server does not wait for ever.
+                let _ = timeout(Duration::from_millis(rng.random_range(1..6_000)), connection.closed()).await;
+            }
+            return Ok(());
+        }
+        Manner::NoHello => {
+            let (mut send, _receive) = connection.open_bi().await.map_err(|error| text(&error))?;
+            send.write_all(&garbage(rng, 200)).await.map_err(|error| text(&error))?;
+            let _ = timeout(PATIENCE, connection.closed()).await;
+            return Ok(());
+        }
+        _ => {}
+    }
+    let _lane = hello(&connection).await?;
+    for _ in 0..rng.random_range(1..30) {
+        match manner {
+            Manner::OneWay => {
+                let mut send = connection.open_uni().await.map_err(|error| text(&error))?;
+                send.write_all(&garbage(rng, 5_000)).await.map_err(|error| text(&error))?;
+            }
+            Manner::Streams => {
+                let (mut send, mut receive) = connection.open_bi().await.map_err(|error| text(&error))?;
+                let written = send.write_all(&frame(payload(rng), rng)[..20]).await;
+                written.map_err(|error| text(&error))?;
+                if rng.random_bool(0.5) {
+                    let _ = send.reset(rng.random_range(0..1_000_u32).into());
+                }
+                if rng.random_bool(0.5) {
+                    let _ = receive.stop(rng.random_range(0..1_000_u32).into());
+                }
+            }
+            _ => {
+                let bytes = said(manner, rng);
+                let stream = connection.open_bi();
+                let opened = timeout(PATIENCE, stream).await.map_err(|_| "no stream".to_owned())?;
+                let (mut send, mut receive) = opened.map_err(|error| text(&error))?;
+                send.write_all(&bytes).await.map_err(|error| text(&error))?;
+                if rng.random_bool(0.7) {
+                    let _ = send.finish();
+                }
+                if rng.random_bool(0.3) {
+                    let mut answer = [0; 64];
+                    let _ = timeout(Duration::from_millis(50), receive.read(&mut answer)).await;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn datagrams(server: SocketAddr, rng: &mut StdRng) -> std::io::Result<()> {
@@ -351,7 +346,10 @@ pub async fn run(plan: &Plan) -> Outcome {
         rude.spawn(async move {
             let mut offences: BTreeMap<Manner, u64> = BTreeMap::new();
             while Instant::now() < until {
-                *offences.entry(target.offend(&mut rng).await).or_default() += 1;
+                match target.offend(&mut rng).await {
+                    Some(manner) => *offences.entry(manner).or_default() += 1,
+                    None => sleep(Duration::from_millis(10)).await,
+                }
             }
             offences
         });
