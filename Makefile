@@ -42,10 +42,10 @@ fuzz: setup ## look for bytes that something does not take, ten minutes for each
 	scripts/fuzz 600
 
 model: setup ## explore every order of everything in small cases
-	cargo run --release --locked -p troth-tests --bin model
+	cargo run --release --locked -p troth-tests --bin model -- --seconds 1800
 
-chaos: setup-tests ## ten minutes of everything that can go wrong, for each of four workloads; needs root
-	for workload in append bank set register; do \
+chaos: setup-tests ## ten minutes of everything that can go wrong, for each workload; needs root
+	for workload in append bank set register write-skew long-fork counter; do \
 		cargo run --release --locked -p troth-tests --bin chaos -- --workload $$workload --nemesis all --seconds 600 || exit 1; \
 	done
 

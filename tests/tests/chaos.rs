@@ -1,12 +1,16 @@
 //! A short slice of chaos for two workloads; `make chaos` runs the long ones.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use troth_sdk::harness::processes::Shape;
+use tokio::time::{Instant, sleep};
+use troth_sdk::Client;
+use troth_sdk::harness::processes::{Shape, free_ports};
 use troth_tests::chaos::nemesis::Nemesis;
+use troth_tests::chaos::servers::{Equipment, Servers};
 use troth_tests::chaos::{Plan, run};
+use troth_tests::drill::Server;
 use troth_tests::history::{Workload, edn};
-use troth_tests::{logging, programs, seed};
+use troth_tests::{PATIENCE, logging, programs, seed};
 
 /// For how long things go wrong.
 const TIME: Duration = Duration::from_secs(25);
@@ -42,6 +46,37 @@ async fn chaos(workload: Workload) {
     let mut text = Vec::new();
     edn::write(&outcome.history, &mut text).expect("written to memory");
     assert_eq!(edn::read(&text[..], workload).expect("it is a history"), outcome.history);
+}
+
+/// Timestamps follow the wall clock of the coordinator that leads, so they tell what it shows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_moved_is_the_one_that_a_server_goes_by() {
+    const FORWARD: Duration = Duration::from_secs(3_600);
+    logging();
+    let folder = tempfile::tempdir().expect("a folder");
+    let equipment = Equipment { disks: false, clocks: true };
+    let shape = Shape { coordinators: 1, nodes: 1, replicas: 1, shards: 2 };
+    let mut servers =
+        Servers::create(folder.path(), programs(), shape, equipment, 1).await.expect("it is laid out");
+    for server in servers.all().collect::<Vec<_>>() {
+        servers.start(server).expect("it starts");
+    }
+    let port = free_ports(1).expect("there are ports")[0];
+    let config = servers.client_config(([127, 0, 0, 1], port).into()).expect("a configuration");
+    let client = Client::connect(config).await.expect("it connects");
+    let ahead = async || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        let begun = client.begin().await.expect("it begins").id().start.millis();
+        Duration::from_millis(begun).saturating_sub(now)
+    };
+    let patience = Instant::now() + PATIENCE;
+    assert!(ahead().await < FORWARD / 2, "the clock is right at first");
+    servers.set_clock(Server::Coordinator(1), FORWARD.as_millis() as i64).expect("it is set");
+    while ahead().await < FORWARD / 2 {
+        assert!(Instant::now() < patience, "the server has not seen its clock move");
+        sleep(Duration::from_millis(50)).await;
+    }
+    client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,11 +10,11 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep, sleep_until};
-use troth_sdk::{Bytes, Client, Commit, Error, Key, KeyRange, Outcome, Snapshot, Transaction};
+use troth_sdk::{Bytes, Client, Commit, Error, Key, KeyRange, Outcome, Snapshot, Transaction, TxnId};
 
 use crate::history::generate::Asker;
 use crate::history::recorder::Recorder;
-use crate::history::{Kind, Mop, Op, RwMop};
+use crate::history::{Ending, Kind, Mop, Op, RwMop};
 
 /// How long an operation may take with all its attempts.
 pub const OP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,7 +47,37 @@ pub struct Applications {
     pub asker: Mutex<Asker>,
     /// The time between the questions of one of them.
     pub pace: Duration,
+    /// Transactions that were to be committed, by process, until it is told how they ended.
+    unanswered: Mutex<BTreeMap<u32, Unanswered>>,
     stop: AtomicBool,
+}
+
+/// A transaction that was to be committed.
+struct Unanswered {
+    txn: TxnId,
+    /// What the process says if it is committed.
+    answer: Op,
+}
+
+/// What became of the transactions whose clients were not told.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Settled {
+    /// How each ended, by the process that asked for it.
+    pub endings: BTreeMap<u32, Ending>,
+    /// Those that are so old that nobody knows any more.
+    pub expired: usize,
+}
+
+impl Settled {
+    /// Those that took place.
+    pub fn committed(&self) -> usize {
+        self.endings.values().filter(|ending| matches!(ending, Ending::Committed { .. })).count()
+    }
+
+    /// Those that did not.
+    pub fn aborted(&self) -> usize {
+        self.endings.len() - self.committed()
+    }
 }
 
 impl Applications {
@@ -57,6 +87,7 @@ impl Applications {
             recorder: Recorder::new(),
             asker: Mutex::new(asker),
             pace,
+            unanswered: Mutex::default(),
             stop: AtomicBool::new(false),
         }
     }
@@ -83,11 +114,42 @@ impl Applications {
                 attempts_max: ATTEMPTS_MAX,
             };
             self.recorder.invoke(process, op.clone());
-            let done = perform(&client, &op, manner).await;
+            let done = self.perform(process, &client, &op, manner).await;
             if !self.note(process, &op, done) {
                 process = self.recorder.new_process();
             }
         }
+    }
+
+    /// Asks how the transactions ended whose clients were not told, or died before. Nobody may be at work any
+    /// more, and nothing in doubt. The answers do not go into the history: its clients do not know.
+    ///
+    /// # Errors
+    /// What is not answered until the deadline.
+    pub async fn settle(&self, client: &Client, deadline: Instant) -> Result<Settled, String> {
+        let unanswered = std::mem::take(&mut *self.unanswered.lock());
+        let mut settled = Settled::default();
+        for (process, Unanswered { txn, answer }) in unanswered {
+            let outcome = loop {
+                match client.outcome(txn).await {
+                    Ok(outcome) => break outcome,
+                    Err(error) if Instant::now() > deadline => {
+                        return Err(format!("nobody says how {txn} of process {process} ended: {error}"));
+                    }
+                    Err(_) => sleep(Duration::from_millis(50)).await,
+                }
+            };
+            let ending = match outcome {
+                Outcome::Committed { commit_ts } => Ending::Committed { answer, commit_ts: commit_ts.0 },
+                Outcome::Aborted { .. } => Ending::Aborted,
+                Outcome::Expired => {
+                    settled.expired += 1;
+                    continue;
+                }
+            };
+            settled.endings.insert(process, ending);
+        }
+        Ok(settled)
     }
 
     /// Reads everything once more, as one process. Nobody else may be at work any more.
@@ -100,7 +162,7 @@ impl Applications {
         for op in everything {
             let manner = Manner { snapshot: false, resolve: false, until: deadline, attempts_max: u32::MAX };
             self.recorder.invoke(process, op.clone());
-            let done = perform(client, &op, manner).await;
+            let done = self.perform(process, client, &op, manner).await;
             let failure = match &done {
                 Done::Ok(..) => None,
                 Done::Fail(error) | Done::Info(error) => Some(format!("{op}: {error}")),
@@ -143,38 +205,51 @@ struct Manner {
     attempts_max: u32,
 }
 
-async fn perform(client: &Client, op: &Op, manner: Manner) -> Done {
-    let mut attempts = 1;
-    loop {
-        let pause = match attempt(client, op, manner).await {
-            Ok(done) => return done,
-            Err(error) if !error.is_retriable() => return Done::Fail(error.to_string()),
-            Err(error) if attempts >= manner.attempts_max || Instant::now() > manner.until => {
-                return Done::Fail(error.to_string());
+impl Applications {
+    async fn perform(&self, process: u32, client: &Client, op: &Op, manner: Manner) -> Done {
+        let mut attempts = 1;
+        loop {
+            let pause = match self.attempt(process, client, op, manner).await {
+                Ok(done) => return done,
+                Err(error) if !error.is_retriable() => return Done::Fail(error.to_string()),
+                Err(error) if attempts >= manner.attempts_max || Instant::now() > manner.until => {
+                    return Done::Fail(error.to_string());
+                }
+                Err(Error::Overloaded { retry_after }) => retry_after,
+                Err(_) => Duration::from_millis(1 << attempts.min(8)),
+            };
+            attempts += 1;
+            sleep(pause.mul_f64(0.5 + rand::random::<f64>())).await;
+        }
+    }
+
+    /// One attempt. An error: it certainly did not happen.
+    async fn attempt(&self, process: u32, client: &Client, op: &Op, manner: Manner) -> Result<Done, Error> {
+        if op.is_read_only() && manner.snapshot {
+            let snapshot = client.snapshot().await?;
+            let answer = carry_out(&View::Snapshot(&snapshot), op).await?;
+            return Ok(answer.map_or_else(Done::Fail, |op| Done::Ok(op, snapshot.timestamp().0)));
+        }
+        let tx = client.begin().await?;
+        let answer = match carry_out(&View::Transaction(&tx), op).await? {
+            Ok(answer) => answer,
+            Err(refused) => {
+                tx.rollback();
+                return Ok(Done::Fail(refused));
             }
-            Err(Error::Overloaded { retry_after }) => retry_after,
-            Err(_) => Duration::from_millis(1 << attempts.min(8)),
         };
-        attempts += 1;
-        sleep(pause.mul_f64(0.5 + rand::random::<f64>())).await;
+        let unanswered = Unanswered { txn: tx.id(), answer: answer.clone() };
+        self.unanswered.lock().insert(process, unanswered);
+        let done = commit(tx, answer, manner).await;
+        if op.is_read_only() || !matches!(done, Ok(Done::Info(_))) {
+            self.unanswered.lock().remove(&process);
+        }
+        done
     }
 }
 
-/// One attempt. An error: it certainly did not happen.
-async fn attempt(client: &Client, op: &Op, manner: Manner) -> Result<Done, Error> {
-    if op.is_read_only() && manner.snapshot {
-        let snapshot = client.snapshot().await?;
-        let answer = carry_out(&View::Snapshot(&snapshot), op).await?;
-        return Ok(answer.map_or_else(Done::Fail, |op| Done::Ok(op, snapshot.timestamp().0)));
-    }
-    let tx = client.begin().await?;
-    let answer = match carry_out(&View::Transaction(&tx), op).await? {
-        Ok(answer) => answer,
-        Err(refused) => {
-            tx.rollback();
-            return Ok(Done::Fail(refused));
-        }
-    };
+/// Commits, and tells what became of it. An error: it certainly did not happen.
+async fn commit(tx: Transaction, answer: Op, manner: Manner) -> Result<Done, Error> {
     match tx.commit().await? {
         Commit::Committed { commit_ts } => Ok(Done::Ok(answer, commit_ts.0)),
         Commit::Aborted { cause } => Err(Error::Aborted { cause }),
@@ -255,12 +330,18 @@ async fn carry_out(view: &View<'_>, op: &Op) -> Result<Result<Op, String>, Error
             Op::Balances(Some(balances))
         }
         Op::Add(element) => {
-            view.put(&format!("{ELEMENTS}{element}"), element)?;
+            // Each element says how many there were before it, which is wrong if another one slips in.
+            let before = view.scan(ELEMENTS).await?.len();
+            view.put(&format!("{ELEMENTS}{element}"), before)?;
             op.clone()
         }
         Op::Elements(_) => {
             let rows = view.scan(ELEMENTS).await?;
-            let elements: BTreeSet<i64> = rows.iter().map(|(key, _)| after(ELEMENTS, key)).collect();
+            let mut elements: BTreeSet<i64> = rows.iter().map(|(key, _)| after(ELEMENTS, key)).collect();
+            let places: BTreeSet<i64> = rows.iter().map(|(_, value)| number(Some(value))).collect();
+            if !places.into_iter().eq(0..rows.len() as i64) {
+                elements.insert(GARBAGE);
+            }
             Op::Elements(Some(elements))
         }
         Op::Increment(_) => {
@@ -301,7 +382,7 @@ async fn on_list(view: &View<'_>, mop: &Mop) -> Result<Mop, Error> {
     })
 }
 
-/// What is read where no number is stored. Nobody writes it, so the checkers find it.
+/// What is read where no number is stored, or a wrong one. Nobody writes it, so the checkers find it.
 const GARBAGE: i64 = i64::MIN;
 
 async fn on_registers(view: &View<'_>, mops: &[RwMop]) -> Result<Vec<RwMop>, Error> {

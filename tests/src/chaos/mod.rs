@@ -21,7 +21,8 @@
 //!
 //! First faults come and go. Then all are undone, and everything must come to rest: nobody is down, all shards
 //! are served from where they should be, no transaction is prepared, no lock is held, every change of the
-//! ring has ended. Then everything is read once more. At last all servers are killed, and what replicas have
+//! ring has ended. Then it is asked how the transactions ended whose clients were not told, and everything is
+//! read once more. At last all servers are killed, and what replicas have
 //! on disk is compared.
 
 pub mod application;
@@ -50,7 +51,7 @@ use crate::history::generate::{Asker, OPENING, Plan as Asked};
 use crate::history::{History, Kind, Workload};
 use crate::network::Traffic;
 
-use application::{Applications, OP_TIMEOUT, open_accounts};
+use application::{Applications, OP_TIMEOUT, Settled, open_accounts};
 use faults::{Faults, Journal, Tally};
 use nemesis::Nemesis;
 use replicas::Compared;
@@ -95,10 +96,14 @@ pub struct Plan {
 pub struct Outcome {
     /// What the applications saw.
     pub history: History,
-    /// What the checker says.
+    /// What became of the transactions whose clients were not told.
+    pub settled: Settled,
+    /// What the checker says, who knows what became of those.
     pub verdict: checker::Report,
     /// What was done to the cluster.
     pub tally: Tally,
+    /// What was to go wrong and never did: the time was too short for it.
+    pub never_struck: Vec<Nemesis>,
     /// What passed between the servers.
     pub traffic: Traffic,
     /// How often disks failed.
@@ -123,6 +128,8 @@ impl Outcome {
     /// Whether the cluster has kept its promises.
     pub fn is_good(&self) -> bool {
         self.verdict.valid()
+            && self.verdict.unchecked() == 0
+            && self.history.events.iter().any(|event| event.kind == Kind::Ok && !event.op.is_read_only())
             && self.rest.is_ok()
             && self.compared.differences.is_empty()
             && self.tally.crashed.is_empty()
@@ -156,6 +163,7 @@ impl Outcome {
         json!({
             "good": self.is_good(),
             "faults": faults,
+            "never_struck": self.never_struck.iter().map(|nemesis| nemesis.name()).collect::<Vec<_>>(),
             "sigkills": sigkills,
             "pauses": pauses,
             "power_cuts": power_cuts,
@@ -173,6 +181,11 @@ impl Outcome {
             "ended_by_themselves": ended,
             "crashed": crashed,
             "stuck": stuck,
+            "not_told": {
+                "committed": self.settled.committed(),
+                "aborted": self.settled.aborted(),
+                "expired": self.settled.expired,
+            },
             "ok_during_faults": self.ok_during_faults.0,
             "writes_during_faults": self.ok_during_faults.1,
             "seconds": self.seconds.0,
@@ -242,7 +255,8 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Trouble> {
     let from = recorder.elapsed_nanos();
     faults.rage(Instant::now() + plan.time, recorder).await?;
     let to = recorder.elapsed_nanos();
-    let rest = come_to_rest(&mut faults, &applications, running, &clients[0]).await?;
+    let mut settled = Settled::default();
+    let rest = come_to_rest(&mut faults, &applications, running, &clients[0], &mut settled).await?;
     match &rest {
         Ok(after) => journal.note(format!("at rest after {:.1} s", after.as_secs_f64())),
         Err(unrest) => journal.note(format!("no rest: {unrest}")),
@@ -256,12 +270,14 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Trouble> {
     faults.operator().close().await;
 
     let history = recorder.history();
-    let verdict = checker::check(&history, plan.workload, &options);
+    let verdict = checker::check(&history.settled(&settled.endings), plan.workload, &options);
     let mut struck = Struck::default();
     for disk in faults.servers.disks() {
         struck += disk.struck();
     }
     let tally = std::mem::take(&mut faults.tally);
+    let never = |nemesis: &Nemesis| !tally.faults.contains_key(nemesis);
+    let never_struck = plan.nemeses.iter().copied().filter(never).collect();
     let commits = commits(&history, from, to);
     Ok(Outcome {
         seconds: seconds(&commits, from, to),
@@ -270,8 +286,10 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Trouble> {
         traffic: faults.servers.network().links().traffic(),
         journal: journal.lines(),
         history,
+        settled,
         verdict,
         tally,
+        never_struck,
         struck,
         moved_shards,
         rest,
@@ -285,6 +303,7 @@ async fn come_to_rest(
     applications: &Applications,
     mut running: JoinSet<()>,
     client: &Client,
+    settled: &mut Settled,
 ) -> Result<Result<Duration, String>, Trouble> {
     let began = Instant::now();
     let deadline = began + REST_WITHIN;
@@ -318,6 +337,10 @@ async fn come_to_rest(
         sleep(Duration::from_millis(50)).await;
     }
     let rested = began.elapsed();
+    match applications.settle(client, Instant::now() + PATIENCE).await {
+        Ok(endings) => *settled = endings,
+        Err(unanswered) => return Ok(Err(unanswered)),
+    }
     Ok(applications.read_everything(client, Instant::now() + PATIENCE).await.map(|()| rested))
 }
 

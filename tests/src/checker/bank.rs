@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Options;
-use super::report::{Class, Report, describe};
+use super::report::{Class, Report, UNCHECKED, describe};
 use crate::history::{History, Kind, Op, Operation, Workload};
 
 /// Balances, by account.
@@ -62,7 +62,7 @@ pub(super) fn balances<'h>(operation: &'h Operation) -> Option<&'h Balances> {
 }
 
 /// The balances that a read found after all was done must be those at first with all acknowledged
-/// transfers and some of those of unknown outcome. If those are too many, nothing is checked.
+/// transfers and some of those of unknown outcome. If those are too many, that is counted as `unchecked`.
 fn final_balances(operations: &[Operation], opening: &Balances, report: &mut Report) {
     let transfers = operations.iter().filter(|operation| matches!(operation.op(), Op::Transfer { .. }));
     let quiet = transfers.clone().filter_map(Operation::acknowledged).max();
@@ -78,7 +78,9 @@ fn final_balances(operations: &[Operation], opening: &Balances, report: &mut Rep
         }
     }
     let found = balances(last).expect("it was looked for");
-    if unknown.len() <= UNKNOWN_MAX && subset(&unknown, &difference(found, &expected)).is_none() {
+    if unknown.len() > UNKNOWN_MAX {
+        report.count(UNCHECKED, 1);
+    } else if subset(&unknown, &difference(found, &expected)).is_none() {
         report.add(Class::WrongFinalBalances, || {
             let many = unknown.len();
             let expected = Op::Balances(Some(expected));

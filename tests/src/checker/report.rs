@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 
 use crate::history::{History, Kind, Mop, Op, Operation, Workload};
 
+/// The name under which it is counted what could not be judged, since too few were told what they did.
+pub(super) const UNCHECKED: &str = "unchecked";
+
 /// A verdict, and why.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -182,6 +185,11 @@ impl Report {
     /// Whether a system that keeps its promises can have answered so, as far as was checked.
     pub fn valid(&self) -> bool {
         self.found.is_empty()
+    }
+
+    /// How much could not be judged, since too many clients were not told how their operation ended.
+    pub fn unchecked(&self) -> u64 {
+        self.counts.get(UNCHECKED).copied().unwrap_or(0)
     }
 
     /// The classes that were found.

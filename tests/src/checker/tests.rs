@@ -25,6 +25,7 @@ fn assert_valid(plan: &Plan) {
     let report = check(&history(plan), plan.workload, &options(plan));
     assert!(report.valid(), "{plan:?}\n{report}");
     assert_eq!(report.counts.get("unplaced").copied().unwrap_or(0), 0, "{plan:?}\n{report}");
+    assert_eq!(report.unchecked(), 0, "{plan:?}\n{report}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub mod generate;
 mod op;
 pub mod recorder;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 pub use op::{Mop, Op, RwMop, UnknownWorkload, Workload};
 
@@ -57,6 +57,20 @@ pub enum Kind {
     Fail,
     /// It may have taken place, may take place later, or never.
     Info,
+}
+
+/// How an operation ended whose client was not told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// It took place.
+    Committed {
+        /// The answer that its client would have had.
+        answer: Op,
+        /// When, by the clock of the system.
+        commit_ts: u64,
+    },
+    /// It has not taken place and never will.
+    Aborted,
 }
 
 /// A question and what became of it.
@@ -185,6 +199,30 @@ impl History {
         Ok(())
     }
 
+    /// The history that it would be if clients that were never told how their operation ended had waited
+    /// until now, and been told. The endings are by process.
+    pub fn settled(&self, endings: &BTreeMap<u32, Ending>) -> History {
+        let is_left = |event: &&Event| event.kind != Kind::Info || !endings.contains_key(&event.process);
+        let mut events: Vec<Event> = self.events.iter().filter(is_left).cloned().collect();
+        let Some(last) = self.events.last() else { return History::default() };
+        for (operation, index) in self.unanswered().zip(last.index + 1..) {
+            let process = operation.invoked.process;
+            let (kind, op, commit_ts) = match endings.get(&process) {
+                Some(Ending::Committed { answer, commit_ts }) => (Kind::Ok, answer.clone(), Some(*commit_ts)),
+                Some(Ending::Aborted) => (Kind::Fail, operation.invoked.op.clone(), None),
+                None => continue,
+            };
+            let time_nanos = last.time_nanos;
+            events.push(Event { index, time_nanos, process, kind, op, error: None, commit_ts });
+        }
+        History { events }
+    }
+
+    /// Operations whose clients were not told how they ended.
+    fn unanswered(&self) -> impl Iterator<Item = Operation<'_>> {
+        self.operations().into_iter().filter(|operation| operation.outcome() == Kind::Info)
+    }
+
     /// Questions with their answers, in the order of the questions.
     pub fn operations(&self) -> Vec<Operation<'_>> {
         let mut operations: Vec<Operation> = Vec::with_capacity(self.events.len() / 2);
@@ -262,6 +300,36 @@ mod tests {
         assert_eq!(answered(asked.clone(), Op::Txn(other_key)), another);
         let answer = vec![Mop::Append { key: 1, value: 2 }, Mop::Read { key: 3, list: Some(vec![5]) }];
         assert_eq!(answered(asked, Op::Txn(answer)), Ok(()));
+    }
+
+    #[test]
+    fn who_was_not_told_can_be_told_in_the_end() {
+        let read = Op::Elements(Some([3].into()));
+        let asked = [
+            (0, Kind::Invoke, ADD),
+            (0, Kind::Info, ADD),
+            (1, Kind::Invoke, Op::Add(4)),
+            (2, Kind::Invoke, Op::Add(5)),
+            (2, Kind::Info, Op::Add(5)),
+            (3, Kind::Invoke, READ),
+            (3, Kind::Ok, read),
+        ];
+        let events = asked.into_iter().enumerate();
+        let events = events.map(|(index, (process, kind, op))| event(index as u64, process, kind, op));
+        let history = History { events: events.collect() };
+        let told = Ending::Committed { answer: ADD, commit_ts: 7 };
+        let settled = history.settled(&BTreeMap::from([(0, told), (1, Ending::Aborted)]));
+        assert_eq!(settled.validate(), Ok(()));
+        let outcomes: Vec<_> = settled
+            .operations()
+            .iter()
+            .map(|operation| (operation.outcome(), operation.commit_ts()))
+            .collect();
+        let expected = [(Kind::Ok, Some(7)), (Kind::Fail, None), (Kind::Info, None), (Kind::Ok, None)];
+        assert_eq!(outcomes, expected);
+        // Whoever is told late comes before nobody.
+        assert_eq!(settled.operations()[0].acknowledged(), Some(7));
+        assert_eq!(history.settled(&BTreeMap::new()), history);
     }
 
     #[test]

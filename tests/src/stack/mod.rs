@@ -44,7 +44,7 @@ use troth_sdk::Client;
 use self::cluster::{Cluster, Shape, Who};
 use self::fabric::Fabric;
 use self::faults::Faults;
-use crate::chaos::application::{Applications, open_accounts};
+use crate::chaos::application::{Applications, Settled, open_accounts};
 use crate::checker::{self, Options};
 use crate::history::generate::{Asker, OPENING, Plan as Asked};
 use crate::history::{History, Kind, Workload};
@@ -133,6 +133,8 @@ struct Run {
     options: Options,
     cluster: Cluster,
     faults: Faults,
+    /// What became of the transactions whose clients were not told.
+    settled: Arc<Mutex<Settled>>,
     /// What is always wrong with the network.
     _weather: Option<Impairment>,
 }
@@ -174,7 +176,15 @@ impl Run {
             let ways = all.iter().flat_map(|from| all.iter().map(|to| (*from, *to)));
             cluster.fabric.links().impair(ways, Link { loss, ..Link::default() })
         });
-        Ok(Run { plan: *plan, workload, options, cluster, faults, _weather: weather })
+        Ok(Run {
+            plan: *plan,
+            workload,
+            options,
+            cluster,
+            faults,
+            settled: Arc::default(),
+            _weather: weather,
+        })
     }
 
     /// Lets time pass until a condition holds, and tells whether it did in time.
@@ -274,7 +284,9 @@ impl Run {
             let held = self.cluster.seen.status.lock().as_ref().and_then(|status| status.held());
             return Ok(Some(format!("transactions and locks are held for ever: {held:?}")));
         }
-        let read = self.with_a_client(2 * READ_WITHIN, async move |client, applications| {
+        let told = self.settled.clone();
+        let read = self.with_a_client(3 * READ_WITHIN, async move |client, applications| {
+            *told.lock() = applications.settle(&client, Instant::now() + READ_WITHIN).await?;
             applications.read_everything(&client, Instant::now() + READ_WITHIN).await
         });
         Ok(read.err())
@@ -283,8 +295,9 @@ impl Run {
     fn judge(mut self) -> Result<Outcome, String> {
         let history = self.cluster.applications.recorder.history();
         let mut violations = std::mem::take(&mut self.faults.violations);
-        let verdict = checker::check(&history, self.workload, &self.options);
-        if !verdict.valid() {
+        let told = history.settled(&self.settled.lock().endings);
+        let verdict = checker::check(&told, self.workload, &self.options);
+        if !verdict.valid() || verdict.unchecked() > 0 {
             violations.push(format!("{verdict}"));
         }
         let moved_shards = self.cluster.seen.moved_shards.load(Ordering::Relaxed);

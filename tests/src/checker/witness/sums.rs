@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use crate::checker::bank::{Balances, Subset, UNKNOWN_MAX, apply, balances, difference, subset};
 use crate::checker::counter::count;
-use crate::checker::report::{Class, Report, describe};
+use crate::checker::report::{Class, Report, UNCHECKED, describe};
 use crate::history::{Kind, Op, Operation};
 
 /// Replays transfers in this order.
 ///
 /// Money that has moved without an acknowledged transfer was moved by some of the transfers of unknown
 /// outcome. If it cannot be known by which, later reads may be explained by others than the true ones; a
-/// read that cannot be explained then is counted as `unplaced`, and the replay goes on from it.
+/// read that cannot be explained then is counted as `unchecked`, and the replay goes on from it.
 pub(super) fn bank(operations: &[Operation], order: &[usize], opening: &Balances, report: &mut Report) {
     let mut waiting: Vec<&Operation> = operations.iter().filter(|operation| is_unknown(operation)).collect();
     let mut state = if opening.is_empty() { None } else { Some(opening.clone()) };
@@ -53,7 +53,7 @@ pub(super) fn bank(operations: &[Operation], order: &[usize], opening: &Balances
                 let held = Op::Balances(Some(held.clone()));
                 format!("{}\nby timestamps, the accounts hold {held}", describe(operation))
             }),
-            None => report.count("unplaced", 1),
+            None => report.count(UNCHECKED, 1),
         }
         *held = found.clone();
     }
