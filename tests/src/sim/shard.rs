@@ -464,7 +464,7 @@ impl Shard {
             .apply(index, command.clone(), &*self.disk, &mut mutations)
             .expect("a modelled disk is readable");
         shared.ghost.shard_applied(self.shard, index, command, &output, &mutations);
-        if !mutations.is_empty() {
+        if !mutations.is_empty() || *command == Command::Lead {
             shared.ghost.locked(self.seat, &self.state);
         }
         if let Command::Retire { .. } = command {
