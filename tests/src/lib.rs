@@ -121,7 +121,7 @@ pub fn programs() -> &'static Path {
             (true, _) => "dev",
             (false, false) => "release",
             (false, true) => {
-                features += ",troth-tests/mutations";
+                features += ",troth-tests/mutations,troth-tests/stack";
                 "mutations"
             }
         };

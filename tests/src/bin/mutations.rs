@@ -25,6 +25,9 @@ struct Arguments {
     /// Seconds that the model checker may take for each case.
     #[arg(long, default_value_t = 60)]
     model_seconds: u64,
+    /// Seeds that the simulation of the stack may try for each.
+    #[arg(long, default_value_t = 10)]
+    stack_seeds: u64,
     /// Seconds of power cuts that real processes get, at most five times, for what the others do not find.
     #[arg(long, default_value_t = 60)]
     chaos_seconds: u64,
@@ -41,8 +44,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let chosen =
         |bug: &Bug| arguments.bugs.is_empty() || arguments.bugs.iter().any(|name| name == bug.name());
-    println!("| bug | simulation | model checker | chaos |");
-    println!("| --- | --- | --- | --- |");
+    println!("| bug | simulation | model checker | simulation of the stack | chaos |");
+    println!("| --- | --- | --- | --- | --- |");
+    assert_eq!(stacked(None, arguments.stack_seeds), None, "without a bug nothing is found");
     let mut missed = 0;
     // What goes wrong is told in the table.
     std::panic::set_hook(Box::new(|_| {}));
@@ -51,12 +55,14 @@ fn main() -> ExitCode {
         let simulated = simulated(arguments.seeds);
         let modelled = modelled(bug, arguments.model_seconds);
         switch(None);
-        let unseen = simulated.is_none() && modelled.is_none();
+        let stacked = stacked(Some(bug), arguments.stack_seeds);
+        let unseen = simulated.is_none() && modelled.is_none() && stacked.is_none();
         let suffered =
             if unseen { suffered(bug, Duration::from_secs(arguments.chaos_seconds)) } else { None };
         missed += u32::from(unseen && suffered.is_none());
         let cell = |found: Option<String>| found.unwrap_or_else(|| "–".into());
-        println!("| {} | {} | {} | {} |", bug.name(), cell(simulated), cell(modelled), cell(suffered));
+        let cells = [simulated, modelled, stacked, suffered].map(cell).join(" | ");
+        println!("| {} | {cells} |", bug.name());
     }
     if missed > 0 {
         eprintln!("{missed} deliberate bugs were not found");
@@ -89,6 +95,22 @@ fn modelled(bug: Bug, seconds: u64) -> Option<String> {
         let broken = report["failed"].as_array().is_some_and(|failed| failed.contains(&BROKEN.into()));
         broken.then(|| format!("{case}, {} states, {elapsed:.1} s", report["states"]))
     })
+}
+
+/// The real stack with the bug if there is one, on a network in memory, each seed in a process of its own.
+fn stacked(bug: Option<Bug>, seeds: u64) -> Option<String> {
+    let began = Instant::now();
+    let seed = (0..seeds).find(|seed| {
+        let ran = Command::new(programs().join("stack"))
+            .args(["--seed", &seed.to_string()])
+            .envs(bug.map(|bug| (ENVIRONMENT, bug.name())))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .expect("the simulation of the stack is there");
+        !ran.success()
+    })?;
+    Some(format!("seed {seed}, {:.0} s", began.elapsed().as_secs_f64()))
 }
 
 /// Real processes with the bug, which lose all the time what they have not synced.
