@@ -62,7 +62,8 @@ async fn a_clock_that_is_moved_is_the_one_that_a_server_goes_by() {
         servers.start(server).expect("it starts");
     }
     let port = free_ports(1).expect("there are ports")[0];
-    let config = servers.client_config(([127, 0, 0, 1], port).into()).expect("a configuration");
+    let mut config = servers.client_config(([127, 0, 0, 1], port).into()).expect("a configuration");
+    config.timeout = PATIENCE;
     let client = Client::connect(config).await.expect("it connects");
     let ahead = async || {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");

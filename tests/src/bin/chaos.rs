@@ -131,8 +131,12 @@ fn made(arguments: &Arguments, seed: u64) -> Result<Outcome, String> {
         write(&outcome.history, path).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     if !good {
-        let path = folder.join("history.edn");
-        write(&outcome.history, &path).map_err(|error| format!("{}: {error}", path.display()))?;
+        // As the clients saw it, and as it was judged.
+        let told = outcome.settled.told(&outcome.history);
+        for (name, history) in [("history.edn", &outcome.history), ("told.edn", &told)] {
+            let path = folder.join(name);
+            write(history, &path).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
     }
     Ok(outcome)
 }

@@ -14,7 +14,7 @@ use troth_sdk::{Bytes, Client, Commit, Error, Key, KeyRange, Outcome, Snapshot, 
 
 use crate::history::generate::Asker;
 use crate::history::recorder::Recorder;
-use crate::history::{Ending, Kind, Mop, Op, RwMop};
+use crate::history::{Ending, History, Kind, Mop, Op, RwMop};
 
 /// How long an operation may take with all its attempts.
 pub const OP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,8 +64,10 @@ struct Unanswered {
 pub struct Settled {
     /// How each ended, by the process that asked for it.
     pub endings: BTreeMap<u32, Ending>,
-    /// Those that are so old that nobody knows any more.
-    pub expired: usize,
+    /// Processes that asked for something so long ago that nobody knows any more.
+    pub expired: BTreeSet<u32>,
+    /// The first event of the history after this was known.
+    pub until: u64,
 }
 
 impl Settled {
@@ -77,6 +79,11 @@ impl Settled {
     /// Those that did not.
     pub fn aborted(&self) -> usize {
         self.endings.len() - self.committed()
+    }
+
+    /// The history that it would be if the clients had been told.
+    pub fn told(&self, history: &History) -> History {
+        history.settled(&self.endings, self.until)
     }
 }
 
@@ -143,11 +150,18 @@ impl Applications {
                 Outcome::Committed { commit_ts } => Ending::Committed { answer, commit_ts: commit_ts.0 },
                 Outcome::Aborted { .. } => Ending::Aborted,
                 Outcome::Expired => {
-                    settled.expired += 1;
+                    settled.expired.insert(process);
                     continue;
                 }
             };
             settled.endings.insert(process, ending);
+        }
+        let history = self.recorder.history();
+        settled.until = history.events.last().map_or(0, |event| event.index + 1);
+        // Whoever died before it was about to commit has committed nothing.
+        let processes = history.unanswered().map(|operation| operation.invoked.process);
+        for process in processes.filter(|process| !settled.expired.contains(process)) {
+            settled.endings.entry(process).or_insert(Ending::Aborted);
         }
         Ok(settled)
     }

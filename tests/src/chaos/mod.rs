@@ -128,7 +128,7 @@ impl Outcome {
     /// Whether the cluster has kept its promises.
     pub fn is_good(&self) -> bool {
         self.verdict.valid()
-            && self.verdict.unchecked() == 0
+            && (self.verdict.unchecked() == 0 || !self.settled.expired.is_empty())
             && self.history.events.iter().any(|event| event.kind == Kind::Ok && !event.op.is_read_only())
             && self.rest.is_ok()
             && self.compared.differences.is_empty()
@@ -184,7 +184,7 @@ impl Outcome {
             "not_told": {
                 "committed": self.settled.committed(),
                 "aborted": self.settled.aborted(),
-                "expired": self.settled.expired,
+                "expired": self.settled.expired.len(),
             },
             "ok_during_faults": self.ok_during_faults.0,
             "writes_during_faults": self.ok_during_faults.1,
@@ -270,7 +270,7 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Trouble> {
     faults.operator().close().await;
 
     let history = recorder.history();
-    let verdict = checker::check(&history.settled(&settled.endings), plan.workload, &options);
+    let verdict = checker::check(&settled.told(&history), plan.workload, &options);
     let mut struck = Struck::default();
     for disk in faults.servers.disks() {
         struck += disk.struck();

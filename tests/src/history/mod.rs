@@ -199,27 +199,27 @@ impl History {
         Ok(())
     }
 
-    /// The history that it would be if clients that were never told how their operation ended had waited
-    /// until now, and been told. The endings are by process.
-    pub fn settled(&self, endings: &BTreeMap<u32, Ending>) -> History {
-        let is_left = |event: &&Event| event.kind != Kind::Info || !endings.contains_key(&event.process);
-        let mut events: Vec<Event> = self.events.iter().filter(is_left).cloned().collect();
-        let Some(last) = self.events.last() else { return History::default() };
-        for (operation, index) in self.unanswered().zip(last.index + 1..) {
+    /// The history that it would be if clients that were never told how their operation ended had waited until
+    /// this event, and been told just before it. The endings are by process; events are numbered anew.
+    pub fn settled(&self, endings: &BTreeMap<u32, Ending>, until: u64) -> History {
+        let (before, after) = self.events.split_at(self.events.partition_point(|event| event.index < until));
+        let time_nanos = before.last().map_or(0, |event| event.time_nanos);
+        let told = self.unanswered().filter_map(|operation| {
             let process = operation.invoked.process;
-            let (kind, op, commit_ts) = match endings.get(&process) {
-                Some(Ending::Committed { answer, commit_ts }) => (Kind::Ok, answer.clone(), Some(*commit_ts)),
-                Some(Ending::Aborted) => (Kind::Fail, operation.invoked.op.clone(), None),
-                None => continue,
+            let (kind, op, commit_ts) = match endings.get(&process)? {
+                Ending::Committed { answer, commit_ts } => (Kind::Ok, answer.clone(), Some(*commit_ts)),
+                Ending::Aborted => (Kind::Fail, operation.invoked.op.clone(), None),
             };
-            let time_nanos = last.time_nanos;
-            events.push(Event { index, time_nanos, process, kind, op, error: None, commit_ts });
-        }
-        History { events }
+            Some(Event { index: until, time_nanos, process, kind, op, error: None, commit_ts })
+        });
+        let is_left = |event: &Event| event.kind != Kind::Info || !endings.contains_key(&event.process);
+        let before = before.iter().filter(|event| is_left(event)).cloned();
+        let events = before.chain(told).chain(after.iter().cloned()).zip(0..);
+        History { events: events.map(|(event, index)| Event { index, ..event }).collect() }
     }
 
     /// Operations whose clients were not told how they ended.
-    fn unanswered(&self) -> impl Iterator<Item = Operation<'_>> {
+    pub fn unanswered(&self) -> impl Iterator<Item = Operation<'_>> {
         self.operations().into_iter().filter(|operation| operation.outcome() == Kind::Info)
     }
 
@@ -318,7 +318,7 @@ mod tests {
         let events = events.map(|(index, (process, kind, op))| event(index as u64, process, kind, op));
         let history = History { events: events.collect() };
         let told = Ending::Committed { answer: ADD, commit_ts: 7 };
-        let settled = history.settled(&BTreeMap::from([(0, told), (1, Ending::Aborted)]));
+        let settled = history.settled(&BTreeMap::from([(0, told), (1, Ending::Aborted)]), 5);
         assert_eq!(settled.validate(), Ok(()));
         let outcomes: Vec<_> = settled
             .operations()
@@ -327,9 +327,10 @@ mod tests {
             .collect();
         let expected = [(Kind::Ok, Some(7)), (Kind::Fail, None), (Kind::Info, None), (Kind::Ok, None)];
         assert_eq!(outcomes, expected);
-        // Whoever is told late comes before nobody.
-        assert_eq!(settled.operations()[0].acknowledged(), Some(7));
-        assert_eq!(history.settled(&BTreeMap::new()), history);
+        // Both are told before the last read begins.
+        assert_eq!(settled.operations()[0].acknowledged(), Some(4));
+        assert_eq!(settled.operations()[3].begun(), 6);
+        assert_eq!(history.settled(&BTreeMap::new(), 5), history);
     }
 
     #[test]

@@ -295,7 +295,7 @@ impl Run {
     fn judge(mut self) -> Result<Outcome, String> {
         let history = self.cluster.applications.recorder.history();
         let mut violations = std::mem::take(&mut self.faults.violations);
-        let told = history.settled(&self.settled.lock().endings);
+        let told = self.settled.lock().told(&history);
         let verdict = checker::check(&told, self.workload, &self.options);
         if !verdict.valid() || verdict.unchecked() > 0 {
             violations.push(format!("{verdict}"));
