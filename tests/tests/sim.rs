@@ -46,7 +46,7 @@ fn a_seed_is_a_run_word_by_word() {
 /// its own beside the code.
 #[test]
 fn seeds_that_have_failed_before() {
-    for seed in [19, 103, 703, 791, 878, 1102, 1154, 1452, 3235] {
+    for seed in [19, 103, 703, 791, 878, 1102, 1154, 1452, 2933, 3235] {
         check(&Options::new(seed, 200));
     }
 }

@@ -340,24 +340,17 @@ async fn carry_out(view: &View<'_>, op: &Op) -> Result<Result<Op, String>, Error
         Op::Balances(_) => {
             let rows = view.scan(ACCOUNTS).await?;
             let balances: BTreeMap<i64, i64> =
-                rows.iter().map(|(key, value)| (after(ACCOUNTS, key), number(Some(value)))).collect();
+                rows.iter().map(|(key, value)| (last_part(key), number(Some(value)))).collect();
             Op::Balances(Some(balances))
         }
         Op::Add(element) => {
-            // Each element says how many there were before it, which is wrong if another one slips in.
-            let before = view.scan(ELEMENTS).await?.len();
-            view.put(&format!("{ELEMENTS}{element}"), before)?;
+            // Each element says how many of its kind there were before, which is wrong if another one slips in.
+            let kind = element.rem_euclid(KINDS);
+            let before = view.scan(&format!("{ELEMENTS}{kind}/")).await?.len();
+            view.put(&format!("{ELEMENTS}{kind}/{element}"), before)?;
             op.clone()
         }
-        Op::Elements(_) => {
-            let rows = view.scan(ELEMENTS).await?;
-            let mut elements: BTreeSet<i64> = rows.iter().map(|(key, _)| after(ELEMENTS, key)).collect();
-            let places: BTreeSet<i64> = rows.iter().map(|(_, value)| number(Some(value))).collect();
-            if !places.into_iter().eq(0..rows.len() as i64) {
-                elements.insert(GARBAGE);
-            }
-            Op::Elements(Some(elements))
-        }
+        Op::Elements(_) => Op::Elements(Some(elements(&view.scan(ELEMENTS).await?))),
         Op::Increment(_) => {
             let count = number(view.get(COUNTER).await?.as_ref()) + 1;
             view.put(COUNTER, count)?;
@@ -367,10 +360,34 @@ async fn carry_out(view: &View<'_>, op: &Op) -> Result<Result<Op, String>, Error
     }))
 }
 
-/// Keys of accounts, of elements, and of the counter.
+/// Keys of accounts, of elements by kind, and of the counter.
 const ACCOUNTS: &str = "account/";
 const ELEMENTS: &str = "element/";
 const COUNTER: &str = "counter";
+
+/// Kinds of elements: those of one kind wait for each other.
+const KINDS: i64 = 4;
+
+/// The elements of a set. If those of a kind do not count from 0 on, one is there that nobody has added.
+fn elements(rows: &[(Key, Bytes)]) -> BTreeSet<i64> {
+    let mut elements: BTreeSet<i64> = rows.iter().map(|(key, _)| last_part(key)).collect();
+    let mut counts: BTreeMap<i64, BTreeSet<i64>> = BTreeMap::new();
+    for (key, before) in rows {
+        counts.entry(last_part(key).rem_euclid(KINDS)).or_default().insert(number(Some(before)));
+    }
+    let of_kind = |kind: &i64| elements.iter().filter(|element| element.rem_euclid(KINDS) == *kind).count();
+    let is_wrong =
+        |(kind, counts): (&i64, &BTreeSet<i64>)| !counts.iter().copied().eq(0..of_kind(kind) as i64);
+    if counts.iter().any(is_wrong) {
+        elements.insert(GARBAGE);
+    }
+    elements
+}
+
+/// What follows the last slash of a key.
+fn last_part(key: &Key) -> i64 {
+    parsed(key.as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default())
+}
 
 fn account(number: i64) -> String {
     format!("{ACCOUNTS}{number}")
@@ -421,10 +438,6 @@ fn number(stored: Option<&Bytes>) -> i64 {
     stored.map_or(0, |text| parsed(text))
 }
 
-fn after(prefix: &str, key: &Key) -> i64 {
-    parsed(key.as_bytes().strip_prefix(prefix.as_bytes()).unwrap_or_default())
-}
-
 fn parsed(text: &[u8]) -> i64 {
     std::str::from_utf8(text).ok().and_then(|text| i64::from_str(text).ok()).unwrap_or(GARBAGE)
 }
@@ -442,4 +455,24 @@ pub async fn open_accounts(client: &Client, opening: &BTreeMap<i64, i64>) -> Res
             Ok(())
         })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_element_that_did_not_count_another_one_is_noticed() {
+        let read = |rows: &[(&str, &str)]| {
+            let row = |(key, before): &(&str, &str)| {
+                let key = Key::copy_from(format!("{ELEMENTS}{key}").as_bytes());
+                (key, Bytes::from(before.to_string()))
+            };
+            elements(&rows.iter().map(row).collect::<Vec<_>>())
+        };
+        assert_eq!(read(&[]), BTreeSet::new());
+        assert_eq!(read(&[("0/8", "1"), ("0/4", "0"), ("1/5", "0")]), BTreeSet::from([4, 5, 8]));
+        assert_eq!(read(&[("0/8", "0"), ("0/4", "0"), ("1/5", "0")]), BTreeSet::from([4, 5, 8, GARBAGE]));
+        assert_eq!(read(&[("0/8", "2"), ("0/4", "0")]), BTreeSet::from([4, 8, GARBAGE]));
+    }
 }
