@@ -44,9 +44,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let chosen =
         |bug: &Bug| arguments.bugs.is_empty() || arguments.bugs.iter().any(|name| name == bug.name());
+    assert_eq!(stacked(None, arguments.stack_seeds), None, "without a bug nothing is found");
     println!("| bug | simulation | model checker | simulation of the stack | chaos |");
     println!("| --- | --- | --- | --- | --- |");
-    assert_eq!(stacked(None, arguments.stack_seeds), None, "without a bug nothing is found");
     let mut missed = 0;
     // What goes wrong is told in the table.
     std::panic::set_hook(Box::new(|_| {}));

@@ -61,6 +61,11 @@ pub fn cases() -> Vec<Case> {
         aborts: true,
         endless: false,
     };
+    let one = |name, about, budget| Case {
+        clients: vec![vec![vec![Act::Append(a(), 1)]]],
+        ..case(name, about, budget)
+    };
+    let endless = |name, about, budget| Case { endless: true, ..case(name, about, budget) };
     let none = Budget::default();
     vec![
         Case {
@@ -79,22 +84,16 @@ pub fn cases() -> Vec<Case> {
             )
         },
         case("early", "one transaction on two shards; a timer comes early", Budget { early: 1, ..none }),
-        Case {
-            clients: vec![vec![vec![Act::Append(a(), 1)]]],
-            ..case(
-                "one-deposed",
-                "one transaction on one shard; the coordinator is deposed while it lives",
-                Budget { elections: 1, ..none },
-            )
-        },
-        Case {
-            clients: vec![vec![vec![Act::Append(a(), 1)]]],
-            ..case(
-                "one-crash",
-                "one transaction on one shard; any server dies and comes back",
-                Budget { crashes: 1, ..none },
-            )
-        },
+        one(
+            "one-deposed",
+            "one transaction on one shard; the coordinator is deposed while it lives",
+            Budget { elections: 1, ..none },
+        ),
+        one(
+            "one-crash",
+            "one transaction on one shard; any server dies and comes back",
+            Budget { crashes: 1, ..none },
+        ),
         case(
             "crash",
             "one transaction on two shards; any server dies and comes back",
@@ -128,21 +127,15 @@ pub fn cases() -> Vec<Case> {
             "one transaction on two shards; the coordinator is deposed, and a message is lost",
             Budget { elections: 1, losses: 1, ..none },
         ),
-        Case {
-            endless: true,
-            ..case(
-                "deposed-twice",
-                "one transaction on two shards; leadership goes to the other coordinator and back",
-                Budget { elections: 2, ..none },
-            )
-        },
-        Case {
-            endless: true,
-            ..case(
-                "crash-deposed",
-                "one transaction on two shards; a server dies, and a coordinator is deposed",
-                Budget { crashes: 1, elections: 1, ..none },
-            )
-        },
+        endless(
+            "deposed-twice",
+            "one transaction on two shards; leadership goes to the other coordinator and back",
+            Budget { elections: 2, ..none },
+        ),
+        endless(
+            "crash-deposed",
+            "one transaction on two shards; a server dies, and a coordinator is deposed",
+            Budget { crashes: 1, elections: 1, ..none },
+        ),
     ]
 }

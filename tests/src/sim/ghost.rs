@@ -2,9 +2,9 @@
 //!
 //! While a run goes on it holds the invariants of the protocol against each step: one decision, all votes, in
 //! the epoch of the decision and before its timestamp, presumed abort, locks for all that is promised, time that
-//! only grows, nothing forgotten too early, replicas that agree. At the end it replays all that was committed in the order of commit timestamps, and compares every read that was
-//! ever answered with what it should have seen: that is snapshot isolation and strict serializability,
-//! decided, not sampled.
+//! only grows, nothing forgotten too early, replicas that agree. At the end it replays all that was committed in
+//! the order of commit timestamps, and compares every read that was ever answered with what it should have seen:
+//! that is snapshot isolation and strict serializability, decided, not sampled.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

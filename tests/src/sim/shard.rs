@@ -469,7 +469,8 @@ impl Shard {
         }
         if let Command::Retire { .. } = command {
             let before = self.state.marks().outcomes_before;
-            shared.ghost.gives_up_outcomes(before, Timestamp::MAX);
+            let kept = shared.ghost.newest().minus(shared.limits.outcome_retention);
+            shared.ghost.gives_up_outcomes(before, kept);
         }
         for mutation in &mutations {
             match mutation {
