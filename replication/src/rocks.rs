@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -169,11 +169,31 @@ impl Drop for Open {
     }
 }
 
-/// Waits until this process has no database open any more, and tells whether that came true in time. The
-/// process may end then: threads of a database that is open would find that what they need is gone.
+/// Waits until this process has no database open any more, and tells whether that came true in time.
 pub fn all_closed(within: Duration) -> bool {
     let mut open = OPEN.lock();
     !CLOSED.wait_while_until(&mut open, |open| *open > 0, Instant::now() + within).timed_out()
+}
+
+/// How long a process that ends waits for its databases.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Makes this process wait for its databases when it ends, however it comes to that but by a signal. The last
+/// clone of a [`Store`] may be with a thread that nobody joins, and RocksDB aborts the process when it closes a
+/// database after the objects are gone that all databases share.
+fn close_before_the_end() {
+    extern "C" fn wait() {
+        if !all_closed(LEAVING_PATIENCE) {
+            eprintln!("a database is still in use; the process ends all the same");
+        }
+    }
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: what it calls lives as long as the process, and neither panics nor needs a thread's own data.
+        #[expect(unsafe_code, reason = "there is no other way to be called then")]
+        let refused = unsafe { libc::atexit(wait) };
+        debug_assert_eq!(refused, 0, "a process has room for at least 32 of these");
+    });
 }
 
 /// Opens it, if all is there that was synced.
@@ -237,6 +257,8 @@ impl Store {
                 Err(error) => torn.put_back().map_err(folder).and(Err(error)),
             }
         })?;
+        // Not before: what is asked for last is called first, before RocksDB's own.
+        close_before_the_end();
         let (closed, _) = watch::channel(());
         let count =
             db.cf_handle(families::META.0).map(|handle| db.get_pinned_cf(handle, COUNT_KEY)).transpose();

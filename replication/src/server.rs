@@ -26,7 +26,7 @@ use crate::group::StartError;
 use crate::http::{Http, HttpError, Vitals};
 use crate::log::LogWriter;
 use crate::metrics::{PREFIX, Registry, Sampler, Shown};
-use crate::rocks::{Family, OpenError, Store, all_closed};
+use crate::rocks::{Family, OpenError, Store};
 
 /// Flags of both servers. They override the configuration file.
 #[derive(clap::Args)]
@@ -158,9 +158,6 @@ pub fn main<F: ServerFile, C, S: Running, E: Display>(
     let result = result.and_then(|runtime| {
         let result = runtime.block_on(run);
         runtime.shutdown_timeout(RUNTIME_PATIENCE);
-        if !all_closed(RUNTIME_PATIENCE) {
-            tracing::error!("a database is still in use; the process ends all the same");
-        }
         result
     });
     traces.flush();
