@@ -311,6 +311,19 @@ fn history(bytes: &[u8]) {
 }
 
 fn histories() -> Vec<Vec<u8>> {
-    let line = "{:index 0, :time 1, :type :invoke, :process 0, :f :txn, :value [[:r 1 nil] [:append 1 2]]}\n";
-    vec![[&[0][..], line.as_bytes()].concat()]
+    let sample = |(which, workload): (u8, Workload)| {
+        let (function, value) = match workload {
+            Workload::Append | Workload::WriteSkew => ("txn", "[[:r 1 [3]] [:r 4 nil] [:append 1 2]]"),
+            Workload::Register => ("txn", "[[:r 1 nil] [:w 1 2]]"),
+            Workload::LongFork => ("read", "[[:r 1 nil] [:r 2 1]]"),
+            Workload::Bank => ("transfer", "{:from 1, :to 2, :amount 3}"),
+            Workload::Set => ("read", "#{1 2}"),
+            Workload::Counter => ("add", "1, :count 2"),
+        };
+        let line = format!(
+            "{{:index 0, :time 1, :type :ok, :process 0, :f :{function}, :value {value}, :commit-ts 4}}\n"
+        );
+        [&[which], line.as_bytes()].concat()
+    };
+    (0..).zip(Workload::ALL).map(sample).collect()
 }

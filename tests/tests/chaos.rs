@@ -46,6 +46,7 @@ async fn chaos(workload: Workload) {
     let mut text = Vec::new();
     edn::write(&outcome.history, &mut text).expect("written to memory");
     assert_eq!(edn::read(&text[..], workload).expect("it is a history"), outcome.history);
+    assert!(outcome.history.operations().iter().all(|operation| operation.completed.is_some()));
 }
 
 /// Timestamps follow the wall clock of the coordinator that leads, so they tell what it shows.

@@ -59,7 +59,11 @@ fn everything_that_takes_bytes_takes_any() {
 fn samples_are_understood() {
     use troth_protocol::message::{Request, Response};
     use troth_protocol::wire::decode;
+    use troth_tests::history::{Workload, edn};
     let of = |name| (troth_tests::fuzz::target(name).expect("it is there").samples)();
     assert!(of("request").iter().all(|bytes| decode::<Request>(bytes).is_ok()));
     assert!(of("response").iter().all(|bytes| decode::<Response>(bytes).is_ok()));
+    for (sample, workload) in of("history").iter().zip(Workload::ALL) {
+        edn::read(&sample[1..], workload).expect("it is a history");
+    }
 }

@@ -1,8 +1,6 @@
 //! A cluster of real processes to which everything happens that can, and what its clients saw.
 
-use std::fs::File;
-use std::io::{self, BufWriter};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,7 +8,7 @@ use clap::Parser;
 use troth_sdk::harness::processes::Shape;
 use troth_tests::chaos::nemesis::Nemeses;
 use troth_tests::chaos::{Outcome, Plan, run};
-use troth_tests::history::{History, Workload, edn};
+use troth_tests::history::{Workload, edn};
 use troth_tests::{logging_of_a_program, programs};
 
 /// Chaos on a cluster of real processes, and the verdict of a checker on what its clients saw.
@@ -128,21 +126,15 @@ fn made(arguments: &Arguments, seed: u64) -> Result<Outcome, String> {
     }
     let outcome = outcome.map_err(|error| error.to_string())?;
     if let Some(path) = &arguments.history {
-        write(&outcome.history, path).map_err(|error| format!("{}: {error}", path.display()))?;
+        edn::save(&outcome.history, path).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     if !good {
         // As the clients saw it, and as it was judged.
         let told = outcome.settled.told(&outcome.history);
         for (name, history) in [("history.edn", &outcome.history), ("told.edn", &told)] {
             let path = folder.join(name);
-            write(history, &path).map_err(|error| format!("{}: {error}", path.display()))?;
+            edn::save(history, &path).map_err(|error| format!("{}: {error}", path.display()))?;
         }
     }
     Ok(outcome)
-}
-
-fn write(history: &History, path: &Path) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
-    edn::write(history, &mut file)?;
-    io::Write::flush(&mut file)
 }

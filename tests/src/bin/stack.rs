@@ -1,7 +1,7 @@
 //! Runs clusters of the real servers on held clocks and a network in memory, and says which went wrong.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ struct Arguments {
     #[arg(long)]
     workload: Option<Workload>,
     /// Where to write the history of one seed, as EDN.
-    #[arg(long)]
+    #[arg(long, requires = "seed")]
     history: Option<PathBuf>,
     /// Clusters at a time; half as many as there are processors if 0, since disks are written to in threads of
     /// their own.
@@ -136,13 +136,11 @@ fn main() -> ExitCode {
 }
 
 /// Runs one seed in a folder of its own, in memory if there is such a place.
-fn one(plan: &Plan, history: Option<&std::path::Path>) -> Result<Outcome, String> {
+fn one(plan: &Plan, history: Option<&Path>) -> Result<Outcome, String> {
     let folder = stack::folder().map_err(|error| error.to_string())?;
     let outcome = run(plan, folder.path())?;
     if let Some(path) = history {
-        let file = std::fs::File::create(path).map_err(|error| error.to_string())?;
-        edn::write(&outcome.history, &mut std::io::BufWriter::new(file))
-            .map_err(|error| error.to_string())?;
+        edn::save(&outcome.history, path).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(outcome)
 }

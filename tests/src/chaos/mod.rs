@@ -269,7 +269,7 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Trouble> {
     compared.differences.iter().for_each(|difference| journal.note(difference));
     faults.operator().close().await;
 
-    let history = recorder.history();
+    let history = recorder.history().closed();
     let verdict = checker::check(&settled.told(&history), plan.workload, &options);
     let mut struck = Struck::default();
     for disk in faults.servers.disks() {

@@ -104,42 +104,44 @@ mod tests {
 
     #[test]
     fn acknowledged_increments_must_be_counted() {
-        check("0 ok :inc 1\n0 ok :read 0", &[Class::CountOutOfBounds, Class::CountBackwards]);
-        check("0 ok :inc 1\n0 ok :read 1", &[]);
-        check("1 invoke :read nil\n0 ok :inc 1\n1 ok :read 0", &[]);
+        check("0 ok :add 1, :count 1\n0 ok :read 0", &[Class::CountOutOfBounds, Class::CountBackwards]);
+        check("0 ok :add 1, :count 1\n0 ok :read 1", &[]);
+        check("1 invoke :read nil\n0 ok :add 1, :count 1\n1 ok :read 0", &[]);
     }
 
     #[test]
     fn only_what_was_attempted_is_counted() {
-        check("0 ok :inc 1\n0 ok :read 2", &[Class::CountOutOfBounds]);
-        check("0 fail :inc nil\n0 ok :read 1", &[Class::CountOutOfBounds]);
-        check("0 info :inc nil\n1 ok :read 1", &[]);
-        check("0 info :inc nil\n1 ok :read 0\n1 ok :read 1", &[]);
-        check("0 invoke :inc nil\n1 ok :inc 2\n0 ok :inc 1", &[]);
-        check("0 ok :inc 0", &[Class::CountOutOfBounds]);
+        check("0 ok :add 1, :count 1\n0 ok :read 2", &[Class::CountOutOfBounds]);
+        check("0 fail :add 1\n0 ok :read 1", &[Class::CountOutOfBounds]);
+        check("0 info :add 1\n1 ok :read 1", &[]);
+        check("0 info :add 1\n1 ok :read 0\n1 ok :read 1", &[]);
+        check("0 invoke :add 1\n1 ok :add 1, :count 2\n0 ok :add 1, :count 1", &[]);
+        check("0 ok :add 1, :count 0", &[Class::CountOutOfBounds]);
     }
 
     #[test]
     fn counts_must_not_go_backwards() {
         let reads = |one: u32, other: u32| {
-            format!("0 invoke :inc nil\n1 ok :read {one}\n1 ok :read {other}\n0 ok :inc 1")
+            format!("0 invoke :add 1\n1 ok :read {one}\n1 ok :read {other}\n0 ok :add 1, :count 1")
         };
         check(&reads(1, 0), &[Class::CountBackwards]);
         check(&reads(0, 1), &[]);
-        let concurrent = "0 invoke :inc nil\n1 invoke :read nil\n2 ok :read 1\n1 ok :read 0\n0 ok :inc 1";
+        let concurrent =
+            "0 invoke :add 1\n1 invoke :read nil\n2 ok :read 1\n1 ok :read 0\n0 ok :add 1, :count 1";
         check(concurrent, &[]);
     }
 
     #[test]
     fn an_increment_must_count_more_than_what_was_read_before() {
-        let increment = |count: u32| format!("0 info :inc nil\n1 ok :read 1\n1 ok :inc {count}");
+        let increment = |count: u32| format!("0 info :add 1\n1 ok :read 1\n1 ok :add 1, :count {count}");
         check(&increment(1), &[Class::CountBackwards]);
         check(&increment(2), &[]);
     }
 
     #[test]
     fn two_increments_must_not_reach_the_same_count() {
-        let both = |other: u32| format!("0 invoke :inc nil\n1 ok :inc 1\n0 ok :inc {other}");
+        let both =
+            |other: u32| format!("0 invoke :add 1\n1 ok :add 1, :count 1\n0 ok :add 1, :count {other}");
         check(&both(1), &[Class::DuplicateCount]);
         check(&both(2), &[]);
     }

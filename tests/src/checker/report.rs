@@ -277,6 +277,7 @@ pub(super) fn name(operation: &Operation) -> String {
 pub(super) fn describe(operation: &Operation) -> String {
     let op = match operation.op() {
         Op::Txn(mops) => format!("[{}]", mops.iter().map(step).collect::<Vec<_>>().join(" ")),
+        Op::Increment(Some(count)) => format!("1, count {count}"),
         other => other.to_string(),
     };
     let (name, process) = (name(operation), operation.invoked.process);

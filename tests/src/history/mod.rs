@@ -212,10 +212,26 @@ impl History {
             };
             Some(Event { index: until, time_nanos, process, kind, op, error: None, commit_ts })
         });
-        let is_left = |event: &Event| event.kind != Kind::Info || !endings.contains_key(&event.process);
-        let before = before.iter().filter(|event| is_left(event)).cloned();
-        let events = before.chain(told).chain(after.iter().cloned()).zip(0..);
+        let is_left = |event: &&Event| event.kind != Kind::Info || !endings.contains_key(&event.process);
+        let before = before.iter().filter(is_left).cloned();
+        let events = before.chain(told).chain(after.iter().filter(is_left).cloned()).zip(0..);
         History { events: events.map(|(event, index)| Event { index, ..event }).collect() }
+    }
+
+    /// The history with an answer to every question: whoever still waits when it ends is told that the end is
+    /// unknown. That means the same, and there are checkers that cannot do without.
+    pub fn closed(mut self) -> History {
+        let waiting =
+            |operation: &Operation| operation.completed.is_none().then(|| operation.invoked.clone());
+        let waiting: Vec<Event> = self.operations().iter().filter_map(waiting).collect();
+        let (mut index, time_nanos) =
+            self.events.last().map_or((0, 0), |event| (event.index, event.time_nanos));
+        for asked in waiting {
+            index += 1;
+            let error = Some("the history ends before its answer".to_owned());
+            self.events.push(Event { index, time_nanos, kind: Kind::Info, error, ..asked });
+        }
+        self
     }
 
     /// Operations whose clients were not told how they ended.
@@ -318,7 +334,8 @@ mod tests {
         let events = events.map(|(index, (process, kind, op))| event(index as u64, process, kind, op));
         let history = History { events: events.collect() };
         let told = Ending::Committed { answer: ADD, commit_ts: 7 };
-        let settled = history.settled(&BTreeMap::from([(0, told), (1, Ending::Aborted)]), 5);
+        let endings = BTreeMap::from([(0, told), (1, Ending::Aborted)]);
+        let settled = history.settled(&endings, 5);
         assert_eq!(settled.validate(), Ok(()));
         let outcomes: Vec<_> = settled
             .operations()
@@ -331,6 +348,15 @@ mod tests {
         assert_eq!(settled.operations()[0].acknowledged(), Some(4));
         assert_eq!(settled.operations()[3].begun(), 6);
         assert_eq!(history.settled(&BTreeMap::new(), 5), history);
+
+        // Who still waits in the end is answered in either order.
+        let closed = history.clone().closed();
+        assert_eq!(closed.validate(), Ok(()));
+        assert_eq!(closed.events[..7], history.events);
+        assert!(closed.operations().iter().all(|operation| operation.completed.is_some()));
+        assert_eq!(closed.operations()[1].outcome(), Kind::Info);
+        assert_eq!(closed.settled(&endings, 5), settled);
+        assert_eq!(closed.clone().closed(), closed);
     }
 
     #[test]

@@ -79,8 +79,7 @@ impl Op {
             Op::Txn(_) | Op::RwTxn(_) => "txn",
             Op::Fork(mops) if mops.iter().any(RwMop::is_write) => "write",
             Op::Transfer { .. } => "transfer",
-            Op::Add(_) => "add",
-            Op::Increment(_) => "inc",
+            Op::Add(_) | Op::Increment(_) => "add",
             Op::Fork(_) | Op::Balances(_) | Op::Elements(_) | Op::Count(_) => "read",
         }
     }

@@ -293,7 +293,7 @@ impl Run {
     }
 
     fn judge(mut self) -> Result<Outcome, String> {
-        let history = self.cluster.applications.recorder.history();
+        let history = self.cluster.applications.recorder.history().closed();
         let mut violations = std::mem::take(&mut self.faults.violations);
         let told = self.settled.lock().told(&history);
         let verdict = checker::check(&told, self.workload, &self.options);

@@ -212,8 +212,9 @@ fn sets_and_counters_are_replayed() {
     check(Workload::Set, &read("#{1 2}"), &[]);
     check(Workload::Set, &read("#{2}"), &[Class::WitnessMismatch]);
     check(Workload::Set, &read("#{1 3}"), &[Class::WitnessMismatch]);
-    let read =
-        |count: u32| format!("0 ok :inc 1, :commit-ts 1\n1 info :inc nil\n2 ok :read {count}, :commit-ts 1");
+    let read = |count: u32| {
+        format!("0 ok :add 1, :count 1, :commit-ts 1\n1 info :add 1\n2 ok :read {count}, :commit-ts 1")
+    };
     check(Workload::Counter, &read(1), &[]);
     check(Workload::Counter, &read(2), &[]);
     check(Workload::Counter, &read(0), &[Class::WitnessMismatch]);

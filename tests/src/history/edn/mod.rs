@@ -12,7 +12,9 @@ mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
-use std::io::{self, BufRead, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufWriter, Write};
+use std::path::Path;
 
 use value::{Quoted, Value};
 
@@ -34,6 +36,16 @@ pub fn write(history: &History, output: &mut impl Write) -> io::Result<()> {
         writeln!(output, "{}", Line(event))?;
     }
     Ok(())
+}
+
+/// Writes all events of a history into a new file.
+///
+/// # Errors
+/// As [`write`].
+pub fn save(history: &History, path: &Path) -> io::Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    write(history, &mut file)?;
+    file.flush()
 }
 
 /// Why a text could not be read.
@@ -90,6 +102,9 @@ impl Display for Line<'_> {
         };
         write!(f, "{{:index {index}, :time {time_nanos}, :type :{kind}, :process {process}, ")?;
         write!(f, ":f :{}, :value {op}", op.function())?;
+        if let Op::Increment(Some(count)) = op {
+            write!(f, ", :count {count}")?;
+        }
         if let Some(error) = error {
             write!(f, ", :error {}", Quoted(error))?;
         }
@@ -116,10 +131,9 @@ impl Display for Op {
             }
             Op::Add(element) => element.fmt(f),
             Op::Elements(Some(elements)) => bracketed(f, "#{", elements, "}"),
-            Op::Increment(Some(count)) | Op::Count(Some(count)) => count.fmt(f),
-            Op::Balances(None) | Op::Elements(None) | Op::Increment(None) | Op::Count(None) => {
-                f.write_str("nil")
-            }
+            Op::Increment(_) => f.write_str("1"),
+            Op::Count(Some(count)) => count.fmt(f),
+            Op::Balances(None) | Op::Elements(None) | Op::Count(None) => f.write_str("nil"),
         }
     }
 }
@@ -175,7 +189,10 @@ fn event(value: Value, next: u64, workload: Workload) -> Result<Event, String> {
     let process = fields.number("process")?.ok_or("there is no :process")?;
     let process = u32::try_from(process).map_err(|_| format!(":process is {process}"))?;
     let function = fields.keyword("f")?;
-    let op = op(workload, &function, fields.take("value").unwrap_or(Value::Nil))?;
+    let mut op = op(workload, &function, fields.take("value").unwrap_or(Value::Nil))?;
+    if let Op::Increment(count) = &mut op {
+        *count = fields.take("count").map(int).transpose()?;
+    }
     let error = match fields.take("error") {
         None | Some(Value::Nil) => None,
         Some(Value::Str(text)) => Some(text),
@@ -237,7 +254,10 @@ fn op(workload: Workload, function: &str, value: Value) -> Result<Op, String> {
         (Workload::Bank, "read") => optional(value, balances).map(Op::Balances),
         (Workload::Set, "add") => int(value).map(Op::Add),
         (Workload::Set, "read") => optional(value, elements).map(Op::Elements),
-        (Workload::Counter, "inc") => optional(value, int).map(Op::Increment),
+        (Workload::Counter, "add") => match int(value)? {
+            1 => Ok(Op::Increment(None)),
+            other => Err(format!("this counter grows by 1, not by {other}")),
+        },
         (Workload::Counter, "read") => optional(value, int).map(Op::Count),
         (
             Workload::Append

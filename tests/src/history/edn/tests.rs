@@ -48,8 +48,8 @@ fn lines_are_as_jepsen_writes_them() {
     assert_eq!(value(op), ":f :write, :value [[:w 3 1]]");
     let op = Op::Fork(vec![RwMop::Read { key: 3, value: None }, RwMop::Read { key: 4, value: Some(1) }]);
     assert_eq!(value(op), ":f :read, :value [[:r 3 nil] [:r 4 1]]");
-    assert_eq!(value(Op::Increment(None)), ":f :inc, :value nil");
-    assert_eq!(value(Op::Increment(Some(5))), ":f :inc, :value 5");
+    assert_eq!(value(Op::Increment(None)), ":f :add, :value 1");
+    assert_eq!(value(Op::Increment(Some(5))), ":f :add, :value 1, :count 5");
     assert_eq!(value(Op::Count(Some(5))), ":f :read, :value 5");
 }
 
@@ -72,6 +72,13 @@ fn numbers_beyond_long_are_neither_written_nor_read() {
     assert_eq!(read(text(&history).as_bytes(), Workload::Set).expect("it is read"), history);
     let large = "{:type :ok, :process 0, :f :add, :value 9223372036854775808}";
     assert!(read(large.as_bytes(), Workload::Set).is_err());
+}
+
+#[test]
+fn a_counter_grows_by_one() {
+    let more = "{:process 0, :type :ok, :f :add, :value 2}";
+    let error = read(more.as_bytes(), Workload::Counter).expect_err("it is wrong");
+    assert_eq!(error.to_string(), "line 1: this counter grows by 1, not by 2");
 }
 
 #[test]
