@@ -108,11 +108,12 @@ impl ClusterStatus {
         self.up_participants().flat_map(served).collect()
     }
 
-    /// Whether a coordinator leads, and every shard is served by the node that should lead it.
+    /// Whether a coordinator leads, and every shard is placed, and served by the node that should lead it.
     pub fn is_settled(&self) -> bool {
         let (serving, preferred) = (self.serving(), self.map.preferred_leaders());
         let at_home = |(shard, node): (&ShardId, &NodeId)| preferred[usize::from(shard.0)] == *node;
-        self.leader().is_some() && serving.len() == preferred.len() && serving.iter().all(at_home)
+        let all_served = self.map.is_placed() && serving.len() == preferred.len();
+        self.leader().is_some() && all_served && serving.iter().all(at_home)
     }
 
     /// Transactions that are prepared and keys that they lock, on all replicas. `None` if a participant
@@ -329,5 +330,56 @@ impl Operator {
             Response::Rejected(reject) => Err(OperatorError::Refused { peer: peer.clone(), reject }),
             _ => Err(OperatorError::WrongAnswer { peer: peer.clone() }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use troth_protocol::{ClusterId, Epoch, MapEpoch, NodeState};
+
+    use super::*;
+
+    fn map(placement: Vec<Vec<NodeId>>) -> ClusterMap {
+        let (coordinators, nodes, formed) = (Vec::new(), Vec::new(), vec![None; placement.len()]);
+        let (cluster, epoch) = (ClusterId::default(), MapEpoch(1));
+        ClusterMap {
+            cluster,
+            epoch,
+            shards: 1,
+            replicas: 1,
+            coordinators,
+            nodes,
+            placement,
+            formed,
+            moves: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_cluster_without_placed_shards_is_not_settled() {
+        let id = NodeId(1);
+        let leading = CoordinatorStatus {
+            cluster: ClusterId::default(),
+            id,
+            version: String::new(),
+            leader: Some(id),
+            epoch: Some(Epoch(1)),
+            map_epoch: MapEpoch(1),
+            in_flight: 0,
+            unfinished: 0,
+            committed: 0,
+            aborted: 0,
+            nodes_seen: Vec::new(),
+        };
+        let node =
+            Node { id, address: String::new(), weight: 1, zone: String::new(), state: NodeState::Active };
+        let status = |placement| ClusterStatus {
+            coordinators: vec![(node.clone(), Ok(leading.clone()))],
+            participants: Vec::new(),
+            map: Arc::new(map(placement)),
+        };
+        assert_eq!(status(Vec::new()).leader(), Some(id));
+        assert!(!status(Vec::new()).is_settled(), "nothing is served, as nothing is placed");
+        assert!(!status(vec![vec![id]]).is_settled(), "the shard is not served");
     }
 }
