@@ -41,7 +41,7 @@ pub fn write(history: &History, output: &mut impl Write) -> io::Result<()> {
 /// Writes all events of a history into a new file.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn save(history: &History, path: &Path) -> io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     write(history, &mut file)?;
