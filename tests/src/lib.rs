@@ -105,7 +105,9 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 pub fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
+        // The cargo that runs this program, or the one that a shell would take: that which has compiled it, run
+        // by itself, may find another compiler.
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         // What cargo tells a program that it runs is not for the cargo that this program runs: build scripts
         // look at some of it, and what both have built would be built anew by each of them, every time.
         for (name, _) in std::env::vars_os() {
