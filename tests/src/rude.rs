@@ -2,6 +2,7 @@
 //! should.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use troth_sdk::Client;
 use troth_sdk::harness::processes::{Process, Processes};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{SMALL, processes};
+use crate::{SMALL, logging, programs};
 
 /// How long somebody who is rude waits for anything.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -332,7 +333,16 @@ const GAP_MAX: Duration = Duration::from_secs(5);
 /// If the cluster does not start.
 pub async fn run(plan: &Plan) -> Outcome {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let (mut cluster, client) = processes(folder.path(), SMALL).await;
+    logging();
+    let mut cluster = Processes::create(folder.path(), programs(), SMALL).expect("laid out");
+    for process in cluster.all_mut() {
+        // So little that what the one who behaves writes does not fill the room that is left for those who do not.
+        let text = fs::read_to_string(process.config()).expect("a configuration");
+        let memory = "\n[memory]\ncache_mib = 16\nwrite_buffers_mib = 16\n";
+        fs::write(process.config(), text + memory).expect("writable");
+    }
+    cluster.start().expect("started");
+    let client = crate::connect(&cluster).await;
     let target = Arc::new(Target::of(folder.path(), &client));
     let behaved = serve_once(&client, 0).await;
     behaved.expect("the cluster serves before anybody is rude");
