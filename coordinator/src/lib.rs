@@ -11,7 +11,7 @@
 //! | [`machine`] | the state in RocksDB |
 //! | [`driver`] | performs: proposes, calls shards, answers |
 //! | [`eyes`], [`metrics`], [`console`] | what it sees and counts, for operators; the page that shows it |
-//! | [`config`], [`server`] | one process |
+//! | [`config`], [`server`], [`program`] | one process |
 //!
 //! All but the last four rows are pure: they never read a clock, a socket or a disk.
 
@@ -27,6 +27,7 @@ pub mod leader;
 pub mod machine;
 pub mod metrics;
 pub mod oracle;
+pub mod program;
 pub mod recovery;
 pub mod server;
 pub mod state;

@@ -2,67 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use troth_coordinator::Server;
-use troth_coordinator::config::File;
-use troth_protocol::clock::Clock;
-use troth_protocol::net::Role;
-use troth_protocol::process::Source;
-use troth_replication::server::{self, ServerFlags};
-
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A Troth coordinator: hands out timestamps, runs two-phase commit and remembers what was decided.
-///
-/// It reads a TOML file, and flags override it. The shortest one:
-///
-///     id = 1
-///     listen = "127.0.0.1:7450"
-///     data = "/var/lib/troth/coordinator-1"
-///     [cluster]            # what a new cluster shall be like
-///     shards = 16
-///     replicas = 1
-///     nodes = 3            # shards are placed when this many participants have registered
-///     [tls]
-///     ca = "/etc/troth/ca.pem"
-///     cert = "/etc/troth/coordinator-1.pem"
-///     key = "/etc/troth/coordinator-1-key.pem"
-///
-/// A group of three lists its members, the same in all three files:
-///
-///     [[coordinator]]
-///     id = 1
-///     address = "10.0.0.1:7450"
-///
-/// `troth init` writes such files for a whole cluster. SIGTERM stops it gracefully; SIGKILL loses
-/// nothing that was acknowledged. Exit codes: 0 stopped when asked, 1 failed, 2 wrong configuration.
-#[derive(Parser)]
-#[command(version, verbatim_doc_comment)]
-struct Flags {
-    #[command(flatten)]
-    server: ServerFlags,
-    /// The number of shards of a new cluster.
-    #[arg(long)]
-    shards: Option<u16>,
-    /// How many replicas a shard of a new cluster has: 1, 3 or 5.
-    #[arg(long)]
-    replicas: Option<u16>,
-    /// Shards of a new cluster are placed when this many participants have registered.
-    #[arg(long)]
-    nodes: Option<u16>,
-}
-
 fn main() -> ExitCode {
-    let Flags { server, shards, replicas, nodes } = Flags::parse();
-    let resolve = |mut file: File, source: &Source| {
-        let cluster = &mut file.cluster;
-        cluster.shards = shards.or(cluster.shards);
-        cluster.replicas = replicas.or(cluster.replicas);
-        cluster.nodes = nodes.or(cluster.nodes);
-        file.resolve(source)
-    };
-    server::main(Role::Coordinator, &server, resolve, async |config, credentials| {
-        Server::start(config, &credentials, Clock::system()).await
-    })
+    troth_coordinator::program::main()
 }

@@ -46,11 +46,16 @@ impl Server {
     ///
     /// # Errors
     /// See [`ServerError`].
-    pub async fn start(
+    pub fn start(
         config: Config,
         credentials: &Credentials,
         clock: Clock,
-    ) -> Result<Server, ServerError> {
+    ) -> BoxFuture<'_, Result<Server, ServerError>> {
+        // Boxed, so that it is compiled here and not in every program that starts a server.
+        Box::pin(Server::open(config, credentials, clock))
+    }
+
+    async fn open(config: Config, credentials: &Credentials, clock: Clock) -> Result<Server, ServerError> {
         let cluster = credentials.identity().cluster;
         let mut base = Base::open(&config.basics, credentials, &FAMILIES)?;
         let id = config.basics.id;
@@ -121,31 +126,37 @@ impl Server {
 }
 
 impl Running for Server {
-    async fn failed(&self) -> String {
-        let mut leadership = self.coordinator.group().leadership();
-        match leadership.wait_for(|role| matches!(role, Leadership::Failed { .. })).await.as_deref() {
-            Ok(Leadership::Failed { reason }) => reason.clone(),
-            _ => "the coordinator has ended".into(),
-        }
-    }
-
-    async fn hand_over(&self) -> bool {
-        let deadline = Instant::now() + HAND_OVER_TIMEOUT;
-        match self.coordinator.resign(deadline).await {
-            Ok(_) => true,
-            Err(reject) => {
-                tracing::debug!(%reject, "there is no leadership to hand over");
-                false
+    fn failed(&self) -> BoxFuture<'_, String> {
+        Box::pin(async {
+            let mut leadership = self.coordinator.group().leadership();
+            match leadership.wait_for(|role| matches!(role, Leadership::Failed { .. })).await.as_deref() {
+                Ok(Leadership::Failed { reason }) => reason.clone(),
+                _ => "the coordinator has ended".into(),
             }
-        }
+        })
     }
 
-    async fn shutdown(self) {
-        let Server { base, coordinator } = self;
-        base.quic.close().await;
-        coordinator.shutdown().await;
-        drop(coordinator);
-        base.close().await;
+    fn hand_over(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            let deadline = Instant::now() + HAND_OVER_TIMEOUT;
+            match self.coordinator.resign(deadline).await {
+                Ok(_) => true,
+                Err(reject) => {
+                    tracing::debug!(%reject, "there is no leadership to hand over");
+                    false
+                }
+            }
+        })
+    }
+
+    fn shutdown(self) -> BoxFuture<'static, ()> {
+        Box::pin(async {
+            let Server { base, coordinator } = self;
+            base.quic.close().await;
+            coordinator.shutdown().await;
+            drop(coordinator);
+            base.close().await;
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`config`] | what an operator sets |
-//! | [`server`] | one process: store, network, identity, start and stop |
+//! | [`server`], [`program`] | one process: store, network, identity, start and stop |
 //! | [`node`] | the shards of this process, and its place in the cluster |
 //! | [`shard`] | one replica of a shard: command, state, leader, driver |
 //! | [`metrics`] | what is counted and measured |
@@ -18,6 +18,7 @@ pub mod locks;
 pub mod metrics;
 pub mod mvcc;
 pub mod node;
+pub mod program;
 pub mod server;
 pub mod shard;
 

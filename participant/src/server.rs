@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use troth_protocol::clock::Clock;
 use troth_protocol::net::tls::Credentials;
-use troth_protocol::net::{Peer, Transport};
+use troth_protocol::net::{BoxFuture, Peer, Transport};
 use troth_protocol::routing::Router;
 use troth_replication::server::{Base, Running, ServerError};
 
@@ -25,11 +25,16 @@ impl Server {
     ///
     /// # Errors
     /// See [`ServerError`].
-    pub async fn start(
+    pub fn start(
         config: Config,
         credentials: &Credentials,
         clock: Clock,
-    ) -> Result<Server, ServerError> {
+    ) -> BoxFuture<'_, Result<Server, ServerError>> {
+        // Boxed, so that it is compiled here and not in every program that starts a server.
+        Box::pin(Server::open(config, credentials, clock))
+    }
+
+    async fn open(config: Config, credentials: &Credentials, clock: Clock) -> Result<Server, ServerError> {
         let mut base = Base::open(&config.basics, credentials, &families::ALL)?;
         let seeds = config.coordinators.iter().map(|address| Peer::coordinator(address)).collect();
         let transport: Arc<dyn Transport> = Arc::new(base.quic.clone());
@@ -51,22 +56,26 @@ impl Server {
 }
 
 impl Running for Server {
-    async fn failed(&self) -> String {
-        match self.node.failure().wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => "the node has ended".into(),
-        }
+    fn failed(&self) -> BoxFuture<'_, String> {
+        Box::pin(async {
+            match self.node.failure().wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or_default(),
+                Err(_) => "the node has ended".into(),
+            }
+        })
     }
 
-    async fn hand_over(&self) -> bool {
-        self.node.hand_over().await
+    fn hand_over(&self) -> BoxFuture<'_, bool> {
+        Box::pin(self.node.hand_over())
     }
 
-    async fn shutdown(self) {
-        let Server { base, node } = self;
-        base.quic.close().await;
-        node.shutdown().await;
-        drop(node);
-        base.close().await;
+    fn shutdown(self) -> BoxFuture<'static, ()> {
+        Box::pin(async {
+            let Server { base, node } = self;
+            base.quic.close().await;
+            node.shutdown().await;
+            drop(node);
+            base.close().await;
+        })
     }
 }

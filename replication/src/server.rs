@@ -2,7 +2,6 @@
 //! common.
 
 use std::fmt::Display;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,9 +13,9 @@ use prometheus_client::metrics::info::Info;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use troth_protocol::ClusterId;
-use troth_protocol::net::Role;
 use troth_protocol::net::quic::{EndpointError, Quic};
 use troth_protocol::net::tls::Credentials;
+use troth_protocol::net::{BoxFuture, Role};
 use troth_protocol::process::{
     self, Basics, ConfigError, EXIT_FAILED, EXIT_USAGE, HttpConfig, LogFormat, ServerFile, Source, Traces,
     load_server,
@@ -110,14 +109,15 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(20);
 /// How long what is left of it may take then.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A server that runs.
+/// A server that runs. Its futures are boxed, so that they are compiled with the server and not in every program
+/// that runs one.
 pub trait Running {
     /// Returns why it cannot go on, once it cannot.
-    fn failed(&self) -> impl Future<Output = String>;
+    fn failed(&self) -> BoxFuture<'_, String>;
     /// Hands over to others what it leads, if somebody can have it, and tells whether it did.
-    fn hand_over(&self) -> impl Future<Output = bool>;
+    fn hand_over(&self) -> BoxFuture<'_, bool>;
     /// Stops it. What was acknowledged stays.
-    fn shutdown(self) -> impl Future<Output = ()>;
+    fn shutdown(self) -> BoxFuture<'static, ()>;
 }
 
 /// The `main` of a server: reads its configuration, starts it, and stops it when asked to or when it
