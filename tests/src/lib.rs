@@ -116,19 +116,27 @@ pub fn programs() -> &'static Path {
                 cargo.env_remove(name);
             }
         }
-        // All of the workspace, as cargo leaves out a program of one package whose features are named like
-        // this, without a word.
+        // With the features that `make` gives to whatever has this profile, in all of the workspace: nothing is
+        // compiled again then. (Cargo leaves out a program of a package that is named, if its features are named
+        // like this, without a word.)
         let mut features = String::from("troth-sdk/cli,troth-coordinator/otlp,troth-participant/otlp");
+        let mut wanted = vec!["troth", "troth-coordinator", "troth-participant", "application"];
         let profile = match (cfg!(debug_assertions), cfg!(feature = "mutations")) {
             (true, _) => "dev",
             (false, false) => "release",
             (false, true) => {
-                features += ",troth-tests/mutations,troth-tests/stack";
+                wanted.extend(["model", "stack"]);
                 "mutations"
             }
         };
-        cargo.args(["build", "--quiet", "--locked", "--workspace", "--bins", "--profile", profile]);
-        cargo.args(["--features", &features]);
+        if profile != "release" {
+            features += ",troth-tests/stack,troth-tests/mutations";
+        }
+        if cfg!(feature = "root") {
+            features += ",troth-tests/root";
+        }
+        cargo.args(["build", "--quiet", "--locked", "--profile", profile, "--features", &features]);
+        cargo.args(wanted.iter().flat_map(|program| ["--bin", program]));
         let status =
             cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).status().expect("cargo runs");
         assert!(status.success(), "the programs do not compile");
