@@ -11,32 +11,35 @@ use troth_replication::server::{self, ServerFlags};
 use crate::Server;
 use crate::config::File;
 
+/// What `--help` says.
+const HELP: &str = r#"A Troth coordinator: hands out timestamps, runs two-phase commit and remembers what was decided.
+
+It reads a TOML file, and flags override it. The shortest one:
+
+    id = 1
+    listen = "127.0.0.1:7450"
+    data = "/var/lib/troth/coordinator-1"
+    [cluster]            # what a new cluster shall be like
+    shards = 16
+    replicas = 1
+    nodes = 3            # shards are placed when this many participants have registered
+    [tls]
+    ca = "/etc/troth/ca.pem"
+    cert = "/etc/troth/coordinator-1.pem"
+    key = "/etc/troth/coordinator-1-key.pem"
+
+A group of three lists its members, the same in all three files:
+
+    [[coordinator]]
+    id = 1
+    address = "10.0.0.1:7450"
+
+`troth init` writes such files for a whole cluster. SIGTERM stops it gracefully; SIGKILL loses
+nothing that was acknowledged. Exit codes: 0 stopped when asked, 1 failed, 2 wrong configuration."#;
+
 /// A Troth coordinator: hands out timestamps, runs two-phase commit and remembers what was decided.
-///
-/// It reads a TOML file, and flags override it. The shortest one:
-///
-///     id = 1
-///     listen = "127.0.0.1:7450"
-///     data = "/var/lib/troth/coordinator-1"
-///     [cluster]            # what a new cluster shall be like
-///     shards = 16
-///     replicas = 1
-///     nodes = 3            # shards are placed when this many participants have registered
-///     [tls]
-///     ca = "/etc/troth/ca.pem"
-///     cert = "/etc/troth/coordinator-1.pem"
-///     key = "/etc/troth/coordinator-1-key.pem"
-///
-/// A group of three lists its members, the same in all three files:
-///
-///     [[coordinator]]
-///     id = 1
-///     address = "10.0.0.1:7450"
-///
-/// `troth init` writes such files for a whole cluster. SIGTERM stops it gracefully; SIGKILL loses
-/// nothing that was acknowledged. Exit codes: 0 stopped when asked, 1 failed, 2 wrong configuration.
 #[derive(Parser)]
-#[command(version, verbatim_doc_comment)]
+#[command(version, long_about = HELP)]
 struct Flags {
     #[command(flatten)]
     server: ServerFlags,

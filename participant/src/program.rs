@@ -11,23 +11,26 @@ use troth_replication::server::{self, ServerFlags};
 use crate::Server;
 use crate::config::File;
 
+/// What `--help` says.
+const HELP: &str = r#"A Troth participant: holds shards of the data and votes on transactions.
+
+It reads a TOML file, and flags override it. The shortest one:
+
+    id = 1
+    listen = "127.0.0.1:7461"
+    data = "/var/lib/troth/node-1"
+    coordinators = ["127.0.0.1:7450"]
+    [tls]
+    ca = "/etc/troth/ca.pem"
+    cert = "/etc/troth/participant-1.pem"
+    key = "/etc/troth/participant-1-key.pem"
+
+`troth init` writes such files for a whole cluster. SIGTERM stops it gracefully; SIGKILL loses
+nothing that was acknowledged. Exit codes: 0 stopped when asked, 1 failed, 2 wrong configuration."#;
+
 /// A Troth participant: holds shards of the data and votes on transactions.
-///
-/// It reads a TOML file, and flags override it. The shortest one:
-///
-///     id = 1
-///     listen = "127.0.0.1:7461"
-///     data = "/var/lib/troth/node-1"
-///     coordinators = ["127.0.0.1:7450"]
-///     [tls]
-///     ca = "/etc/troth/ca.pem"
-///     cert = "/etc/troth/participant-1.pem"
-///     key = "/etc/troth/participant-1-key.pem"
-///
-/// `troth init` writes such files for a whole cluster. SIGTERM stops it gracefully; SIGKILL loses
-/// nothing that was acknowledged. Exit codes: 0 stopped when asked, 1 failed, 2 wrong configuration.
 #[derive(Parser)]
-#[command(version, verbatim_doc_comment)]
+#[command(version, long_about = HELP)]
 struct Flags {
     #[command(flatten)]
     server: ServerFlags,
