@@ -129,14 +129,18 @@ pub fn programs() -> &'static Path {
                 "mutations"
             }
         };
+        cargo.args(["build", "--quiet", "--locked", "--profile", profile]);
         if profile != "release" {
             features += ",troth-tests/stack,troth-tests/mutations";
+        }
+        if profile == "dev" {
+            // What only tests depend on has a say in the features of what all depend on, if a test is built too.
+            cargo.args(["--test", "deploy"]);
         }
         if cfg!(feature = "root") {
             features += ",troth-tests/root";
         }
-        cargo.args(["build", "--quiet", "--locked", "--profile", profile, "--features", &features]);
-        cargo.args(wanted.iter().flat_map(|program| ["--bin", program]));
+        cargo.args(["--features", &features]).args(wanted.iter().flat_map(|program| ["--bin", program]));
         let status =
             cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).status().expect("cargo runs");
         assert!(status.success(), "the programs do not compile");
