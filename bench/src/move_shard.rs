@@ -281,6 +281,7 @@ fn gained(map: &ClusterMap, newcomer: NodeId) -> Option<ShardId> {
         zone: String::new(),
         weight: 1,
         state: NodeState::Active,
+        incarnation: Default::default(),
     });
     let target = with.target();
     (0..map.shards).map(ShardId).find(|shard| target[usize::from(shard.0)].contains(&newcomer))

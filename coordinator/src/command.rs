@@ -2,10 +2,11 @@
 
 #![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
-use troth_protocol::message::admin::NodeChange;
+use troth_protocol::message::admin::{CoordinatorChange, NodeChange};
 use troth_protocol::message::raft::LogId;
 use troth_protocol::{
-    ClusterId, Epoch, FolderId, Move, Node, NodeId, ParticipantId, ShardId, Timestamp, TxnId,
+    ClusterId, Epoch, FolderId, Incarnation, Lineage, Move, Node, NodeId, ParticipantId, ShardId, Timestamp,
+    TxnId,
 };
 
 /// An entry of the log.
@@ -14,17 +15,38 @@ pub enum Command {
     /// A leader's first entry. Its index is the leader's epoch: what earlier leaders proposed is
     /// void after it.
     Lead {
-        /// The coordinators, as this leader is configured.
-        coordinators: Vec<Node>,
         /// What a new cluster shall be like; ignored by an old one.
-        settings: Settings,
+        founding: Founding,
     },
     /// A participant is there.
     Register {
-        /// Who and where.
+        /// Who and where, and which start of it.
         node: Node,
         /// Where it keeps what it promised.
         folder: FolderId,
+        /// Which start it comes after.
+        previous: Option<Incarnation>,
+        /// How many batches its folder has synced.
+        progress: u64,
+    },
+    /// Participants have synced so many batches, each at least.
+    Progress {
+        /// Which, and how many.
+        nodes: Vec<(NodeId, u64)>,
+    },
+    /// An operator changes who belongs to the coordinators.
+    Coordinators(CoordinatorChange),
+    /// These coordinators vote now, and no others.
+    Seated {
+        /// Which.
+        voters: Vec<NodeId>,
+    },
+    /// A coordinator listens somewhere else than before.
+    Found {
+        /// Which.
+        id: NodeId,
+        /// Where: `host:port`.
+        address: String,
     },
     /// An operator changes where a participant stands.
     Node {
@@ -92,6 +114,17 @@ pub enum Command {
     },
 }
 
+/// What the first leader of a new cluster says.
+#[derive(Clone, PartialEq, Eq, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Founding {
+    /// The coordinators that found it, and where they listen.
+    pub founders: Vec<(NodeId, String)>,
+    /// What tells it from every other one; random.
+    pub lineage: Lineage,
+    /// What it shall be like.
+    pub settings: Settings,
+}
+
 /// What a cluster is like from its first day on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Settings {
@@ -148,7 +181,17 @@ pub enum Output {
     Taken,
     /// To `Register`: an operator has removed the node.
     Removed,
-    /// To `Node`: nothing was done, because of this.
+    /// To `Register`: another start of the node is on record, which this one does not come after; or its folder
+    /// had synced more.
+    Passed {
+        /// The start on record.
+        incarnation: Incarnation,
+        /// How many batches it had synced.
+        progress: u64,
+        /// Where it was.
+        address: String,
+    },
+    /// To `Node` and `Coordinators`: nothing was done, because of this.
     Refused(String),
     /// To `Decide` and `Refuse`: for each transaction, in order.
     Verdicts(Vec<Verdict>),

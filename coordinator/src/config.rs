@@ -9,6 +9,7 @@ use troth_protocol::process::{
     Basics, Common, ConfigError, HttpSection, LogSection, MemorySection, NetworkSection, RaftSection,
     ServerFile, Source, TlsSection, TraceSection,
 };
+use troth_protocol::{FoundingId, FoundingIdError};
 use troth_replication::Timing;
 
 use crate::leader::Limits;
@@ -82,6 +83,9 @@ pub struct ClusterSection {
     /// Shards are placed when this many participants have registered; the number of replicas if
     /// left out.
     pub nodes: Option<u16>,
+    /// The word by which the coordinators that are listed found the cluster together: 16 hexadecimal digits, the
+    /// same for all of them. Left out: this one founds nothing, and is let in by those of a cluster.
+    pub founding: Option<String>,
 }
 
 /// What bounds a leader.
@@ -121,6 +125,8 @@ pub struct Config {
     pub replicas: u16,
     /// Shards of a new cluster are placed when this many participants have registered.
     pub nodes: u16,
+    /// The word by which the coordinators that are listed found a cluster; `None`: they do not.
+    pub founding: Option<FoundingId>,
     /// What bounds this coordinator while it leads.
     pub limits: Limits,
     /// How shards follow the ring.
@@ -140,6 +146,7 @@ impl Config {
             shards: 16,
             replicas: 1,
             nodes: 1,
+            founding: None,
             limits: Limits::default(),
             rules: Rules::default(),
             timing: Timing::default(),
@@ -167,6 +174,8 @@ impl File {
         }
         self.check_coordinators(basics.id, source)?;
         let (shards, replicas, nodes) = self.resolve_cluster(source)?;
+        let founding = self.cluster.founding.as_deref().map(str::parse).transpose();
+        let founding = founding.map_err(|error: FoundingIdError| source.error("cluster.founding", error))?;
         let timing = Timing::default();
         let (heartbeat, election) = self.raft.timing(timing.heartbeat, timing.election, source)?;
         Ok(Config {
@@ -174,6 +183,7 @@ impl File {
             shards,
             replicas,
             nodes,
+            founding,
             limits: self.resolve_limits(source)?,
             rules: self.resolve_placement(source)?,
             timing: Timing { heartbeat, election, stall: self.raft.stall(timing.stall, source)? },
@@ -294,6 +304,10 @@ mod tests {
         check(
             &with("[[coordinator]]\nid = 2\naddress = \"a:1\""),
             "coordinator: id 1, which this one is, is not among those listed",
+        );
+        check(
+            &with("[cluster]\nfounding = \"now\""),
+            "c.toml:4: cluster.founding: \"now\" is no founding word: 16 hexadecimal digits; `troth init` draws one",
         );
         check(
             &with("[limits]\ntransaction_age_s = 600"),

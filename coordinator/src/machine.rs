@@ -13,7 +13,7 @@ use troth_protocol::clock::{Clock, monotonic};
 use troth_protocol::message::shard::{Decision as Word, Vote};
 use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::{decode, encode};
-use troth_protocol::{MapEpoch, TxnId};
+use troth_protocol::{MapEpoch, NodeId, TxnId};
 use troth_replication::{Batch, Committed, Family, Machine, Span, Store};
 
 use crate::command::{Command, Decision, Output, Record, Verdict};
@@ -32,6 +32,7 @@ pub const FAMILIES: [Family; 3] = [RECORD, UNFINISHED, CATALOG];
 
 const MARKS_KEY: &[u8] = b"marks";
 const CATALOG_KEY: &[u8] = b"catalog";
+const PROGRESS_KEY: &[u8] = b"progress";
 
 /// Above every key that is used.
 const END: [u8; 17] = [0xff; 17];
@@ -240,6 +241,11 @@ impl CoordinatorMachine {
                 let catalog = state.catalog().expect("it has changed, so there is one");
                 batch.put(CATALOG, CATALOG_KEY, &encode(catalog));
             }
+            Mutation::Progress => {
+                let progress: Vec<(NodeId, u64)> =
+                    state.progress().iter().map(|(node, progress)| (*node, *progress)).collect();
+                batch.put(CATALOG, PROGRESS_KEY, &encode(&progress));
+            }
         }
     }
 }
@@ -306,9 +312,10 @@ impl Machine for CoordinatorMachine {
             Some(record) => decode(&record).map_err(damaged)?,
             None => Marks::default(),
         };
-        let catalog: Option<Catalog> = match self.store.get(CATALOG, CATALOG_KEY)? {
-            Some(record) => Some(decode(&record).map_err(damaged)?),
-            None => None,
+        let catalog = stored_catalog(&self.store)?;
+        let progress: Vec<(NodeId, u64)> = match self.store.get(CATALOG, PROGRESS_KEY)? {
+            Some(record) => decode(&record).map_err(damaged)?,
+            None => Vec::new(),
         };
         let mut unfinished = Vec::new();
         self.store.scan(UNFINISHED, &[], &END, |_, record| {
@@ -317,11 +324,22 @@ impl Machine for CoordinatorMachine {
         })?;
         let unfinished: Vec<Decision> = unfinished.into_iter().collect::<Result<_, _>>().map_err(damaged)?;
         let mut inner = self.core.lock();
-        inner.state = State::restore(marks, catalog, unfinished);
+        inner.state = State::restore(marks, catalog, progress, unfinished);
         // Whoever led knows nothing of this state.
         inner.depose();
         publish_map(&self.core, &inner.state);
         Ok(())
+    }
+}
+
+/// What the cluster is, as far as it is applied; `None` before the first leader.
+///
+/// # Errors
+/// If the store cannot be read, or what it holds is damaged.
+pub fn stored_catalog(store: &Store) -> io::Result<Option<Catalog>> {
+    match store.get(CATALOG, CATALOG_KEY)? {
+        Some(record) => decode(&record).map(Some).map_err(damaged),
+        None => Ok(None),
     }
 }
 
@@ -341,6 +359,10 @@ fn named(command: &Command) -> Named {
         Command::Ceiling { .. } => Named::Ceiling,
         Command::Lead { .. }
         | Command::Register { .. }
+        | Command::Progress { .. }
+        | Command::Coordinators(_)
+        | Command::Seated { .. }
+        | Command::Found { .. }
         | Command::Node { .. }
         | Command::Lose { .. }
         | Command::Move { .. }

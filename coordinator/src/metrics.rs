@@ -140,6 +140,11 @@ impl Metrics {
                 "1 while this coordinator leads",
                 f64::from(u8::from(leader.is_some())),
             )?;
+            samples.counter(
+                "servers_refused",
+                "Servers that have ended, since their data folder is a copy or has lost something",
+                coordinator.notices().refused_count(),
+            )?;
             samples.gauge("epoch", "The epoch of the last leader", core.state.marks().epoch.0 as f64)?;
             samples.gauge(
                 "log_entries",

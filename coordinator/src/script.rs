@@ -35,7 +35,7 @@ use troth_protocol::{
     ClientId, Epoch, FolderId, Key, Node, NodeId, ParticipantId, ShardId, Timestamp, TxnId,
 };
 
-use crate::command::{Command, Decision, Output, Record, Settings};
+use crate::command::{Command, Decision, Founding, Output, Record, Settings};
 use crate::leader::{Answer, Effect, Event, Leader, Limits, Now, OnePhase};
 use crate::state::{Catalog, Marks, Mutation, State, View};
 use crate::steward::Rules;
@@ -156,6 +156,7 @@ impl Stage {
                 Mutation::Unfinished(decision) => drop(self.disk.unfinished.insert(decision.txn, decision)),
                 Mutation::Finished(txn) => drop(self.disk.unfinished.remove(&txn)),
                 Mutation::RecordsBefore(before) => self.disk.records.retain(|txn, _| txn.start >= before),
+                Mutation::Progress => {}
                 Mutation::Catalog => self.disk.catalog = self.state.catalog().cloned(),
             }
         }
@@ -239,15 +240,9 @@ impl Stage {
     }
 
     fn lead(&mut self) {
-        let coordinators = vec![Node {
-            id: NodeId(1),
-            address: "c:1".into(),
-            zone: String::new(),
-            weight: 0,
-            state: Default::default(),
-        }];
         let settings = Settings { cluster: Default::default(), shards: self.shards, replicas: 1, nodes: 1 };
-        let Output::Leads(epoch) = self.apply(Command::Lead { coordinators, settings }) else {
+        let founding = Founding { settings, ..Founding::default() };
+        let Output::Leads(epoch) = self.apply(Command::Lead { founding }) else {
             panic!("a lead leads to an epoch");
         };
         self.sent.clear();
@@ -274,8 +269,9 @@ impl Stage {
                     zone: String::new(),
                     weight: 1,
                     state: Default::default(),
+                    incarnation: Default::default(),
                 };
-                self.apply(Command::Register { node, folder: FolderId(1) });
+                self.apply(Command::Register { node, folder: FolderId(1), previous: None, progress: 0 });
             }
             "lead" => self.lead(),
             "apply" => {
@@ -376,7 +372,7 @@ impl Stage {
                 self.proposed.clear();
                 self.sent.clear();
                 let unfinished: Vec<Decision> = self.disk.unfinished.values().cloned().collect();
-                self.state = State::restore(self.disk.marks, self.disk.catalog.clone(), unfinished);
+                self.state = State::restore(self.disk.marks, self.disk.catalog.clone(), [], unfinished);
                 let (count, ceiling) = (self.state.unfinished().len(), self.state.marks().ceiling);
                 self.say(format_args!("{count} unfinished, ceiling {ceiling}"));
             }

@@ -10,16 +10,17 @@
 //!       └──────────────► refused ───────────────────────────────────┘
 //! ```
 
+mod members;
+mod nodes;
+
 use std::collections::BTreeMap;
 use std::io;
 
-use troth_protocol::message::admin::NodeChange;
-use troth_protocol::message::raft::LogId;
-use troth_protocol::ring::WEIGHT_MAX;
-use troth_protocol::{ClusterMap, Epoch, FolderId, Move, Node, NodeId, NodeState, ShardId, Timestamp, TxnId};
+use troth_protocol::{
+    ClusterMap, CoordinatorMember, Epoch, FolderId, MemberState, Node, NodeId, NodeState, Timestamp, TxnId,
+};
 
-use crate::command::{Command, Decision, Output, Record, Settings, Verdict};
-use crate::steward::same;
+use crate::command::{Command, Decision, Founding, Output, Record, Settings, Verdict};
 
 /// What the state asks of the store: records as of the last applied command.
 pub trait View {
@@ -40,6 +41,8 @@ pub enum Mutation {
     RecordsBefore(Timestamp),
     /// The catalog has changed.
     Catalog,
+    /// How far participants are has changed.
+    Progress,
 }
 
 /// The small part of the state that is stored as one record.
@@ -60,6 +63,8 @@ pub struct Catalog {
     pub settings: Settings,
     /// Who is there, and where the shards are.
     pub map: ClusterMap,
+    /// The coordinators, ascending by id, also those that the map does not show.
+    pub coordinators: Vec<CoordinatorMember>,
     /// What the map does not say of each participant, in its order.
     pub records: Vec<Membership>,
     /// Participants that an operator has removed: their ids are never used again.
@@ -82,6 +87,36 @@ pub struct Membership {
 }
 
 impl Catalog {
+    /// That of a new cluster.
+    fn new(founding: Founding) -> Catalog {
+        let Founding { founders, lineage, settings } = founding;
+        let member = |(id, address)| CoordinatorMember { id, address, since: 0, state: MemberState::Voting };
+        let mut coordinators: Vec<CoordinatorMember> = founders.into_iter().map(member).collect();
+        coordinators.sort_by_key(|member| member.id);
+        let mut catalog = Catalog {
+            settings,
+            map: ClusterMap {
+                cluster: settings.cluster,
+                lineage,
+                epoch: Default::default(),
+                shards: settings.shards,
+                replicas: settings.replicas,
+                coordinators: Vec::new(),
+                nodes: Vec::new(),
+                placement: Vec::new(),
+                formed: Vec::new(),
+                moves: Vec::new(),
+            },
+            coordinators,
+            records: Vec::new(),
+            removed: Vec::new(),
+            moved_shards: 0,
+            moved_bytes: 0,
+        };
+        catalog.show_coordinators();
+        catalog
+    }
+
     /// Whether a participant that makes itself known like this is known like this already.
     pub fn is_registered(&self, node: &Node, folder: FolderId) -> bool {
         let Ok(at) = self.map.nodes.binary_search_by_key(&node.id, |node| node.id) else {
@@ -101,6 +136,7 @@ impl Membership {
             zone: self.zone.clone().unwrap_or_else(|| said.zone.clone()),
             weight: self.weight.unwrap_or(said.weight),
             state,
+            incarnation: said.incarnation,
         }
     }
 }
@@ -110,6 +146,8 @@ impl Membership {
 pub struct State {
     marks: Marks,
     catalog: Option<Catalog>,
+    /// How many batches each participant has synced, at least.
+    progress: BTreeMap<NodeId, u64>,
     unfinished: BTreeMap<TxnId, Decision>,
 }
 
@@ -118,10 +156,11 @@ impl State {
     pub fn restore(
         marks: Marks,
         catalog: Option<Catalog>,
+        progress: impl IntoIterator<Item = (NodeId, u64)>,
         unfinished: impl IntoIterator<Item = Decision>,
     ) -> State {
         let unfinished = unfinished.into_iter().map(|decision| (decision.txn, decision)).collect();
-        State { marks, catalog, unfinished }
+        State { marks, catalog, progress: progress.into_iter().collect(), unfinished }
     }
 
     /// The small part.
@@ -132,6 +171,11 @@ impl State {
     /// What the cluster is; `None` before its first leader.
     pub fn catalog(&self) -> Option<&Catalog> {
         self.catalog.as_ref()
+    }
+
+    /// How many batches each participant has synced, at least.
+    pub fn progress(&self) -> &BTreeMap<NodeId, u64> {
+        &self.progress
     }
 
     /// Decisions that participants must hear of, by age.
@@ -152,19 +196,35 @@ impl State {
         mutations: &mut Vec<Mutation>,
     ) -> io::Result<Output> {
         Ok(match command {
-            Command::Lead { coordinators, settings } => {
+            Command::Lead { founding } => {
                 self.marks.epoch = Epoch(index);
-                self.configure(coordinators, settings, mutations);
+                if self.catalog.is_none() {
+                    self.catalog = Some(Catalog::new(founding));
+                    mutations.push(Mutation::Catalog);
+                }
                 Output::Leads(self.marks.epoch)
             }
-            Command::Register { node, folder } => self.register(node, folder, mutations),
-            Command::Node { node, change } => match self.change_node(node, change) {
-                Ok(()) => {
-                    mutations.push(Mutation::Catalog);
-                    Output::Done
+            Command::Register { node, folder, previous, progress } => {
+                self.register(node, folder, previous, progress, mutations)
+            }
+            Command::Progress { nodes } => {
+                for (node, progress) in nodes {
+                    self.note_progress(node, progress, mutations);
                 }
-                Err(reason) => Output::Refused(reason),
-            },
+                Output::Done
+            }
+            Command::Node { node, change } => done_or_refused(self.change_node(node, change), mutations),
+            Command::Coordinators(change) => {
+                done_or_refused(self.change_coordinators(index, change), mutations)
+            }
+            Command::Seated { voters } => {
+                self.seat(index, &voters, mutations);
+                Output::Done
+            }
+            Command::Found { id, address } => {
+                self.find(id, address, mutations);
+                Output::Done
+            }
             Command::Lose { epoch, node } => {
                 self.lose(epoch, node, mutations);
                 Output::Done
@@ -263,263 +323,15 @@ impl State {
         mutations.push(Mutation::Record(txn, Record::Refused));
         Ok(Verdict::Recorded(Record::Refused))
     }
-
-    fn configure(&mut self, coordinators: Vec<Node>, settings: Settings, mutations: &mut Vec<Mutation>) {
-        let catalog = self.catalog.get_or_insert_with(|| Catalog {
-            settings,
-            map: ClusterMap {
-                cluster: settings.cluster,
-                epoch: Default::default(),
-                shards: settings.shards,
-                replicas: settings.replicas,
-                coordinators: Vec::new(),
-                nodes: Vec::new(),
-                placement: Vec::new(),
-                formed: Vec::new(),
-                moves: Vec::new(),
-            },
-            records: Vec::new(),
-            removed: Vec::new(),
-            moved_shards: 0,
-            moved_bytes: 0,
-        });
-        if catalog.map.coordinators != coordinators {
-            catalog.map.coordinators = coordinators;
-            catalog.map.epoch.0 += 1;
-            mutations.push(Mutation::Catalog);
-        }
-    }
-
-    fn register(&mut self, node: Node, folder: FolderId, mutations: &mut Vec<Mutation>) -> Output {
-        let Some(Catalog { settings, map, records, removed, .. }) = &mut self.catalog else {
-            return Output::Done;
-        };
-        if removed.contains(&node.id) {
-            return Output::Removed;
-        }
-        let placed = map.is_placed();
-        match map.nodes.binary_search_by_key(&node.id, |known| known.id) {
-            // What the shards of this node were promised lies in the other folder.
-            Ok(at) if records[at].folder != folder => return Output::Taken,
-            Ok(at) => {
-                let known = &mut map.nodes[at];
-                let state = if known.state == NodeState::Lost { NodeState::Active } else { known.state };
-                let node = records[at].node(&node, state);
-                if *known == node {
-                    return Output::Done;
-                }
-                *known = node;
-            }
-            Err(at) => {
-                let state = if placed { NodeState::Waiting } else { NodeState::Active };
-                map.nodes.insert(at, Node { state, ..node });
-                records.insert(at, Membership { folder, weight: None, zone: None });
-            }
-        }
-        if !placed && map.nodes.len() >= usize::from(settings.nodes) {
-            map.placement = map.ring().placement(settings.shards, settings.replicas.into());
-            map.formed = vec![None; map.placement.len()];
-        }
-        map.epoch.0 += 1;
-        mutations.push(Mutation::Catalog);
-        Output::Done
-    }
-
-    fn change_node(&mut self, id: NodeId, change: NodeChange) -> Result<(), String> {
-        let no_cluster = || "there is no cluster yet".to_owned();
-        let Catalog { map, records, removed, .. } = self.catalog.as_mut().ok_or_else(no_cluster)?;
-        if removed.contains(&id) {
-            // Whoever asks once more, because the answer was lost, has what was asked for.
-            return match change {
-                NodeChange::Remove => Ok(()),
-                NodeChange::Admit { .. } | NodeChange::Drain => {
-                    Err(format!("node {id} was removed; an id is never used again"))
-                }
-            };
-        }
-        let unknown = |_| format!("node {id} has not made itself known; start it first");
-        let at = map.nodes.binary_search_by_key(&id, |known| known.id).map_err(unknown)?;
-        match change {
-            NodeChange::Admit { weight, zone } => {
-                if weight.is_some_and(|weight| weight == 0 || weight > WEIGHT_MAX) {
-                    return Err(format!("a weight is from 1 to {WEIGHT_MAX}"));
-                }
-                let (node, record) = (&mut map.nodes[at], &mut records[at]);
-                record.weight = weight.or(record.weight);
-                record.zone = zone.or_else(|| record.zone.clone());
-                *node = record.node(node, NodeState::Active);
-            }
-            NodeChange::Drain => {
-                let stay = map.nodes.iter().filter(|node| node.id != id && node.state == NodeState::Active);
-                let (stay, replicas) = (stay.count(), map.replicas);
-                if !map.is_placed() {
-                    return Err("the shards are not placed yet".into());
-                }
-                if stay < usize::from(replicas) {
-                    return Err(format!(
-                        "without node {id} there are {stay} active nodes, too few for {replicas} replicas; add one first"
-                    ));
-                }
-                map.nodes[at].state = NodeState::Draining;
-            }
-            NodeChange::Remove => {
-                let held = map.shards_on(id);
-                if map.nodes[at].state == NodeState::Active {
-                    return Err(format!("node {id} is active; drain it first"));
-                }
-                if held > 0 {
-                    return Err(format!("node {id} still holds {held} shards; wait until it holds none"));
-                }
-                map.nodes.remove(at);
-                records.remove(at);
-                removed.push(id);
-            }
-        }
-        map.epoch.0 += 1;
-        Ok(())
-    }
-
-    fn lose(&mut self, epoch: Epoch, id: NodeId, mutations: &mut Vec<Mutation>) {
-        let Some(Catalog { map, .. }) = self.catalog.as_mut().filter(|_| epoch == self.marks.epoch) else {
-            return;
-        };
-        let active = |node: &&mut Node| node.id == id && node.state == NodeState::Active;
-        if let Some(node) = map.nodes.iter_mut().find(active) {
-            node.state = NodeState::Lost;
-            map.epoch.0 += 1;
-            mutations.push(Mutation::Catalog);
-        }
-    }
-
-    fn begin_moves(&mut self, epoch: Epoch, moves: Vec<Move>, mutations: &mut Vec<Mutation>) {
-        let Some(Catalog { map, .. }) = self.catalog.as_mut().filter(|_| epoch == self.marks.epoch) else {
-            return;
-        };
-        for step in moves {
-            let known = |node: &NodeId| map.node(*node).is_some();
-            if step.shard.0 >= map.shards || step.to.is_empty() || !step.to.iter().all(known) {
-                continue;
-            }
-            match map.moves.binary_search_by_key(&step.shard, |known| known.shard) {
-                Ok(at) => map.moves[at] = step,
-                Err(_) if same(map.replicas_of(step.shard), &step.to) => continue,
-                Err(at) => map.moves.insert(at, step),
-            }
-            map.epoch.0 += 1;
-            mutations.push(Mutation::Catalog);
-        }
-    }
-
-    fn end_move(
-        &mut self,
-        shard: ShardId,
-        voters: Vec<NodeId>,
-        formed: LogId,
-        mutations: &mut Vec<Mutation>,
-    ) {
-        let Some(Catalog { map, moved_shards, .. }) = &mut self.catalog else {
-            return;
-        };
-        let place = usize::from(shard.0);
-        let before = map.formed.get(place).copied().flatten();
-        let Ok(at) = map.moves.binary_search_by_key(&shard, |step| step.shard) else {
-            // Nothing moves, but the group was formed again as it should be.
-            if before < Some(formed) && map.placement.get(place).is_some_and(|now| same(now, &voters)) {
-                map.formed[place] = Some(formed);
-                map.epoch.0 += 1;
-                mutations.push(Mutation::Catalog);
-            }
-            return;
-        };
-        // It may have been sent elsewhere meanwhile. And who leads the shard no more may not know with whom its
-        // successor has formed the group since.
-        if !same(&map.moves[at].to, &voters) || Some(formed) < before {
-            return;
-        }
-        let step = map.moves.remove(at);
-        if !same(&map.placement[place], &step.to) {
-            *moved_shards += 1;
-        }
-        map.placement[place] = step.to;
-        map.formed[place] = Some(formed);
-        map.epoch.0 += 1;
-        mutations.push(Mutation::Catalog);
-    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Empty;
-
-    impl View for Empty {
-        fn record(&self, _: TxnId) -> io::Result<Option<Record>> {
-            Ok(None)
+/// What came of an operator's change of the catalog.
+fn done_or_refused(result: Result<(), String>, mutations: &mut Vec<Mutation>) -> Output {
+    match result {
+        Ok(()) => {
+            mutations.push(Mutation::Catalog);
+            Output::Done
         }
-    }
-
-    /// Four nodes, of which the shard is on the first three.
-    fn placed() -> State {
-        let node = |id| Node {
-            id: NodeId(id),
-            address: format!("node-{id}"),
-            zone: String::new(),
-            weight: 1,
-            state: NodeState::Active,
-        };
-        let settings = Settings { shards: 1, replicas: 3, nodes: 3, ..Settings::default() };
-        let mut state = State::default();
-        apply(&mut state, Command::Lead { coordinators: Vec::new(), settings });
-        for id in 1..=4 {
-            apply(&mut state, Command::Register { node: node(id), folder: FolderId::default() });
-        }
-        state
-    }
-
-    fn apply(state: &mut State, command: Command) {
-        state.apply(1, command, &Empty, &mut Vec::new()).expect("nothing is stored");
-    }
-
-    fn send(state: &mut State, to: [u64; 3]) {
-        let moves = vec![Move { shard: ShardId(0), to: to.map(NodeId).to_vec() }];
-        apply(state, Command::Move { epoch: Epoch(1), moves });
-    }
-
-    fn arrived(state: &mut State, at: [u64; 3], index: u64) -> bool {
-        let formed = LogId { term: 1, index };
-        apply(state, Command::Moved { shard: ShardId(0), voters: at.map(NodeId).to_vec(), formed });
-        state.catalog().expect("configured").map.moves.is_empty()
-    }
-
-    #[test]
-    fn a_leader_that_has_missed_a_move_does_not_end_the_next_one() {
-        let mut state = placed();
-        send(&mut state, [1, 2, 4]);
-        assert!(!arrived(&mut state, [1, 2, 3], 7), "it shall be elsewhere");
-        assert!(arrived(&mut state, [1, 2, 4], 20));
-        send(&mut state, [1, 2, 3]);
-        // Whoever led before the first move has seen these members, long ago.
-        assert!(!arrived(&mut state, [1, 2, 3], 7));
-        assert!(arrived(&mut state, [1, 2, 3], 31));
-        // Said again, as an answer may be lost, it changes nothing.
-        assert!(arrived(&mut state, [1, 2, 3], 31));
-        assert_eq!(state.catalog().expect("configured").moved_shards, 2);
-        // One that turns around before anything has changed ends as it was.
-        send(&mut state, [1, 2, 4]);
-        send(&mut state, [1, 2, 3]);
-        assert!(arrived(&mut state, [1, 2, 3], 31));
-        assert_eq!(state.catalog().expect("configured").moved_shards, 2);
-    }
-
-    #[test]
-    fn a_group_that_was_formed_again_as_it_should_be_is_noted() {
-        let mut state = placed();
-        let formed = |state: &State| state.catalog().expect("configured").map.formed[0].map(|id| id.index);
-        assert!(arrived(&mut state, [1, 2, 3], 9));
-        assert_eq!(formed(&state), Some(9));
-        assert!(arrived(&mut state, [1, 2, 4], 12), "nobody has sent it there");
-        assert!(arrived(&mut state, [1, 2, 3], 5), "it was formed again since");
-        assert_eq!(formed(&state), Some(9));
+        Err(reason) => Output::Refused(reason),
     }
 }

@@ -171,13 +171,21 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn node(id: u64, state: NodeState) -> Node {
-        Node { id: NodeId(id), address: String::new(), zone: String::new(), weight: 1, state }
+        Node {
+            id: NodeId(id),
+            address: String::new(),
+            zone: String::new(),
+            weight: 1,
+            state,
+            incarnation: Default::default(),
+        }
     }
 
     /// Three active nodes, and shards where the ring wants them.
     fn map(replicas: u16) -> ClusterMap {
         let mut map = ClusterMap {
             cluster: Default::default(),
+            lineage: Default::default(),
             epoch: MapEpoch(1),
             shards: 16,
             replicas,

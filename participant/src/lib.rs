@@ -6,6 +6,7 @@
 //! | [`server`], [`program`] | one process: store, network, identity, start and stop |
 //! | [`node`] | the shards of this process, and its place in the cluster |
 //! | [`shard`] | one replica of a shard: command, state, leader, driver |
+//! | [`hearing`], `records` | how far the coordinators were, and which of them may be obeyed; what a node keeps |
 //! | [`metrics`] | what is counted and measured |
 //! | [`locks`], [`mvcc`] | what a shard is made of |
 //!
@@ -14,11 +15,13 @@
 //! the same way.
 
 pub mod config;
+pub mod hearing;
 pub mod locks;
 pub mod metrics;
 pub mod mvcc;
 pub mod node;
 pub mod program;
+mod records;
 pub mod server;
 pub mod shard;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::id::{ClusterId, MapEpoch, NodeId, ShardId};
+use crate::id::{ClusterId, Incarnation, Lineage, MapEpoch, NodeId, ShardId};
 use crate::message::raft::LogId;
 use crate::ring::{Member, Placement, Ring};
 
@@ -52,6 +52,47 @@ pub struct Node {
     pub weight: u32,
     /// Where it stands. Set by the coordinators; a node that makes itself known says *waiting*.
     pub state: NodeState,
+    /// Which of its starts is admitted: others listen to no other one. Coordinators have 0: they tell each other.
+    pub incarnation: Incarnation,
+}
+
+/// Where a member of the coordinator group stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum MemberState {
+    /// An operator has let it in; it has no vote yet.
+    Joining,
+    /// It votes.
+    Voting,
+    /// An operator has sent it away; it may have a vote still.
+    Leaving,
+    /// Its folder is lost: it loses its vote, and joins with an empty folder then.
+    Replacing,
+}
+
+impl MemberState {
+    /// The name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            MemberState::Joining => "joining",
+            MemberState::Voting => "voting",
+            MemberState::Leaving => "leaving",
+            MemberState::Replacing => "replacing",
+        }
+    }
+}
+
+/// A member of the coordinator group.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct CoordinatorMember {
+    /// Its number among coordinators.
+    pub id: NodeId,
+    /// Where it listens: `host:port`.
+    pub address: String,
+    /// The entry of the coordinators' log that let it in; 0: it has founded the group. Whoever joined earlier
+    /// under this number has lost its place.
+    pub since: u64,
+    /// Where it stands.
+    pub state: MemberState,
 }
 
 /// A shard that is on its way to other nodes.
@@ -69,6 +110,8 @@ pub struct Move {
 pub struct ClusterMap {
     /// The installation.
     pub cluster: ClusterId,
+    /// The coordinators that speak: those of another lineage were founded anew, and know nothing of this one.
+    pub lineage: Lineage,
     /// Grows with every change; 0: nothing is placed yet.
     pub epoch: MapEpoch,
     /// The number of shards, fixed at `init`.
@@ -175,9 +218,11 @@ mod tests {
             zone: String::new(),
             weight: *weight,
             state: if *weight == 0 { NodeState::Draining } else { NodeState::Active },
+            incarnation: Incarnation::default(),
         };
         let map = ClusterMap {
             cluster: ClusterId::default(),
+            lineage: Lineage::default(),
             epoch: MapEpoch(1),
             shards: placement.len() as u16,
             replicas: 3,

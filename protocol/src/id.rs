@@ -140,6 +140,59 @@ impl fmt::Debug for TxnId {
 )]
 pub struct FolderId(pub u64);
 
+macro_rules! random_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default,
+            rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+        )]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:016x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    };
+}
+
+random_id! {
+    /// One start of a server from its data folder: random, and written there before the server says anything
+    /// to anybody. The folder keeps those of all its starts, so that a copy of it can be told from it.
+    Incarnation
+}
+random_id! {
+    /// The line of decisions that a coordinator group continues: random, drawn when the group was founded.
+    Lineage
+}
+random_id! {
+    /// The word by which servers are told to found a coordinator group together: random, in the configuration
+    /// of each of them.
+    FoundingId
+}
+
+/// The text is not a founding word.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is no founding word: 16 hexadecimal digits; `troth init` draws one")]
+pub struct FoundingIdError(String);
+
+impl FromStr for FoundingId {
+    type Err = FoundingIdError;
+
+    fn from_str(text: &str) -> Result<FoundingId, FoundingIdError> {
+        let well_formed = text.len() == 16 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let parsed = well_formed.then(|| u64::from_str_radix(text, 16).ok()).flatten();
+        parsed.map(FoundingId).ok_or_else(|| FoundingIdError(text.to_owned()))
+    }
+}
+
 /// The text is not a transaction id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a transaction id; one looks like 462352148324352001-00c0ffee00c0ffee")]

@@ -37,9 +37,10 @@ pub mod timestamp;
 pub mod trace;
 pub mod wire;
 
-pub use cluster_map::{ClusterMap, Move, Node, NodeState};
+pub use cluster_map::{ClusterMap, CoordinatorMember, MemberState, Move, Node, NodeState};
 pub use id::{
-    ClientId, ClusterId, Epoch, FolderId, GroupId, MapEpoch, NodeId, ParticipantId, ShardId, TxnId,
+    ClientId, ClusterId, ClusterIdError, Epoch, FolderId, FoundingId, FoundingIdError, GroupId, Incarnation,
+    Lineage, MapEpoch, NodeId, ParticipantId, ShardId, TxnId, TxnIdError,
 };
 pub use key::{Key, KeyRange, Value};
 pub use reject::Reject;

@@ -46,11 +46,16 @@ pub enum Bug {
     /// A deposed coordinator presumes abort without a barrier, and shards obey its word. Either wall alone
     /// would hold.
     DeposedAborts,
+    /// A coordinator with an empty folder founds a group with whoever it lists, whatever they have, and speaks to
+    /// them without saying who it is; and they listen.
+    FormsAGroupFromAnEmptyFolder,
+    /// An older copy of a data folder is admitted like the folder itself.
+    AcceptsAnOlderCopy,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 19] = [
+    pub const ALL: [Bug; 21] = [
         Bug::OracleForgetsCeiling,
         Bug::TimestampsWithoutBarrier,
         Bug::CommitBeforeLastVote,
@@ -70,6 +75,8 @@ impl Bug {
         Bug::StaleShardLeaderReads,
         Bug::ShardLeaderWithoutFreshTime,
         Bug::DeposedAborts,
+        Bug::FormsAGroupFromAnEmptyFolder,
+        Bug::AcceptsAnOlderCopy,
     ];
 
     /// Its name, in the environment and in tables.
@@ -94,6 +101,8 @@ impl Bug {
             Bug::StaleShardLeaderReads => "stale-shard-leader-reads",
             Bug::ShardLeaderWithoutFreshTime => "shard-leader-without-fresh-time",
             Bug::DeposedAborts => "deposed-aborts",
+            Bug::FormsAGroupFromAnEmptyFolder => "forms-a-group-from-an-empty-folder",
+            Bug::AcceptsAnOlderCopy => "accepts-an-older-copy",
         }
     }
 

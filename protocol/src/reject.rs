@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::id::{Epoch, MapEpoch, NodeId};
+use crate::id::{Epoch, Incarnation, MapEpoch, NodeId};
 
 /// A request was not carried out. Everybody who sees one asks three questions, answered here: may
 /// it have happened all the same ([`Reject::is_ambiguous`]), does it help to try again
@@ -52,6 +52,43 @@ pub enum Reject {
     NodeRemoved {
         /// The id.
         node: NodeId,
+    },
+    /// Another start of this node is remembered, that this one has not said it comes after. Nothing happened.
+    #[error(
+        "node {node} is known by incarnation {incarnation} with {progress} synced batches, last at {address}"
+    )]
+    NodePassed {
+        /// The id.
+        node: NodeId,
+        /// What is remembered.
+        incarnation: Incarnation,
+        /// How many batches that one had synced.
+        progress: u64,
+        /// Where it was.
+        address: String,
+    },
+    /// Another start of this node was heard of just now, at another place. Nothing happened.
+    #[error("node {node} was heard of at {address} just now")]
+    NodeElsewhere {
+        /// The id.
+        node: NodeId,
+        /// Where.
+        address: String,
+    },
+    /// The server has not been admitted yet, or another start of it was. Nothing happened.
+    #[error("node {node} is not admitted with this incarnation")]
+    NotAdmitted {
+        /// Which server.
+        node: NodeId,
+    },
+    /// A leader is younger than what this node has heard from coordinators: it runs on an older copy of their state,
+    /// or was founded anew. Nothing happened.
+    #[error("epoch {epoch} is older than entry {index} of the coordinators' log, which was heard of")]
+    CoordinatorPassed {
+        /// The leader that asked.
+        epoch: Epoch,
+        /// What was heard of.
+        index: u64,
     },
     /// The deadline passed while the request was carried out.
     #[error("the deadline passed")]
@@ -125,6 +162,10 @@ impl Reject {
             Reject::Overloaded { .. } => "overloaded",
             Reject::NodeTaken { .. } => "node_taken",
             Reject::NodeRemoved { .. } => "node_removed",
+            Reject::NodePassed { .. } => "node_passed",
+            Reject::NodeElsewhere { .. } => "node_elsewhere",
+            Reject::NotAdmitted { .. } => "not_admitted",
+            Reject::CoordinatorPassed { .. } => "coordinator_passed",
             Reject::DeadlineExceeded => "deadline_exceeded",
             Reject::Blocked { .. } => "blocked",
             Reject::ShuttingDown => "shutting_down",
@@ -147,6 +188,10 @@ impl Reject {
             | Reject::Overloaded { .. }
             | Reject::NodeTaken { .. }
             | Reject::NodeRemoved { .. }
+            | Reject::NodePassed { .. }
+            | Reject::NodeElsewhere { .. }
+            | Reject::NotAdmitted { .. }
+            | Reject::CoordinatorPassed { .. }
             | Reject::Blocked { .. }
             | Reject::ShuttingDown
             | Reject::Forbidden { .. }
@@ -164,12 +209,16 @@ impl Reject {
             | Reject::Deposed
             | Reject::StaleMap { .. }
             | Reject::Overloaded { .. }
+            | Reject::NotAdmitted { .. }
             | Reject::ShuttingDown
             | Reject::WrongNode { .. } => true,
             // The same words will never be right again.
             Reject::StaleEpoch { .. }
             | Reject::NodeTaken { .. }
             | Reject::NodeRemoved { .. }
+            | Reject::NodePassed { .. }
+            | Reject::NodeElsewhere { .. }
+            | Reject::CoordinatorPassed { .. }
             | Reject::DeadlineExceeded
             | Reject::Blocked { .. }
             | Reject::Forbidden { .. }

@@ -137,6 +137,7 @@ impl Router {
     pub fn new(transport: Arc<dyn Transport>, seeds: Vec<Peer>) -> Router {
         let empty = ClusterMap {
             cluster: Default::default(),
+            lineage: Default::default(),
             epoch: MapEpoch(0),
             shards: 0,
             replicas: 0,

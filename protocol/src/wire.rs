@@ -322,8 +322,8 @@ mod tests {
         check_bytes(
             &frame(),
             expect![[r#"
-                54 52 54 48 01 01 00 00 00 00 00 f8 00 00 05 dc
-                11 22 33 44 55 66 77 88 15 aa d2 73 8e dd 9a d6
+                54 52 54 48 01 01 00 00 00 00 01 09 00 00 05 dc
+                11 22 33 44 55 66 77 88 76 03 a2 32 82 bc 26 69
                 00 07 00 00 00 00 00 00 00 01 70 6f 73 74 67 72
                 65 73 73 65 65 6e fc ff ff ff 04 00 00 00 05 00
                 00 00 00 00 00 00 7b 6c 69 73 74 7d 2f 7b 6c 69
@@ -339,7 +339,8 @@ mod tests {
                 02 00 00 00 52 ff ff ff 01 00 00 00 68 ff ff ff
                 01 00 00 00 a2 ff ff ff 02 00 00 00 00 00 00 00
                 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-                00 00 00 00 00 00 00 00
+                00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+                00 00 00 00 00 00 00 00 00
             "#]],
         );
     }
@@ -385,96 +386,114 @@ mod tests {
             lines += &format!("response {index} {} {:016x}\n", bytes.len(), xxh3_64(&bytes));
         }
         expect![[r#"
-            Timestamps 96 41e9ea92bdc86022
-            Commit 263 a8071d4a54c34a86
-            Outcome 105 37619d0ee511981b
-            WhoLeads 96 582a97f8e7900f6a
-            Map 96 943e088ef5bada83
-            Register 189 829409c00c968f69
-            Moved 112 ef688d2de2eeafe8
-            Carried 96 1cb2aec857ac2094
-            Resolve 144 400393e383fab612
-            Read 113 937c6d4c5f556dc0
-            Scan 97 da4430d5c71451ce
-            ShardWhoLeads 96 759cf430e748adbc
-            Prepare 248 33533c3f00549991
-            CommitOnePhase 230 f82ee2763b1ea2c0
-            Finish 146 124f44d929b701cc
-            Prepared 96 d9137bcf2419220e
-            ShardOutcome 96 5cfbdffb9e9f324b
-            Raft 266 c1e87cb77fbb6ea9
-            Raft 96 c56ae8b9354dc825
-            Raft 96 632c9729e3ac0b96
-            Raft 96 f86923211fac05fb
-            Raft 132 97cc8a930dad40f5
-            Raft 146 9618e2523fd2aef7
-            Raft 160 5c9a892a07dfe6c8
-            Status 96 48f8e9c8359804e7
-            Overview 96 94080382f7ca340d
-            Node 96 8637d9b559e5a709
-            InDoubt 96 bac40736b9adc75d
-            Txn 96 7c2212704a9c49f8
-            ResolveByHand 96 c8bdeba6146c5cb7
-            Switchover 96 eb98fe17e9c27100
-            Fault 96 8cf57b969b37d3bb
-            response 0 166 667f993e81aa7743
-            response 1 166 2282790ef1b958a5
-            response 2 166 e675140f94f90c68
-            response 3 386 69ae78ae83091f01
-            response 4 166 90dcafd705633749
-            response 5 166 cba1191f32636c72
-            response 6 193 c67356d1028d7136
-            response 7 183 1a7cc7595cdc7fbb
-            response 8 196 6734fef7f9ce26a3
-            response 9 166 452716e16c2c94eb
-            response 10 166 5263c0997798c0fd
-            response 11 166 39d141cfad2e1f64
-            response 12 199 ea123e9881de7f27
-            response 13 167 3775e8ecc1133d48
-            response 14 170 b28a250ab61509c3
-            response 15 167 1821f2aecaf39520
-            response 16 166 764f12aaca40590c
-            response 17 166 72ec54e4eb48430f
-            response 18 166 5c76037a3d10d4f3
-            response 19 166 ca9549007bda7fcf
-            response 20 166 8450f7a1c870cbcf
-            response 21 167 0273fa19bc840f1b
-            response 22 170 8c24ba010d124e9c
-            response 23 167 73bf2dabb0a50caf
-            response 24 166 fb34d9668553ca17
-            response 25 166 bb039492ae02e0d6
-            response 26 166 646399b126ca2045
-            response 27 166 b2625fab0bd3a5cc
-            response 28 166 00e5d938fb91ad32
-            response 29 166 e92d395a5b7c5816
-            response 30 166 4117957ac6ccd4b2
-            response 31 166 8cfa34687faa58c3
-            response 32 166 fa92d0a4c092f72d
-            response 33 166 578108bef75aceaa
-            response 34 166 a5fd3ac414d153a4
-            response 35 174 0a44888ecd6ddf6b
-            response 36 166 db8e1c4f4acb8e50
-            response 37 166 e51b753093413c6e
-            response 38 200 96a89fd94d5cc768
-            response 39 218 6655fd20b801132d
-            response 40 586 13299cc975ac2bc8
-            response 41 166 ff53173d4695dd83
-            response 42 166 42f9de4a6fae0b9d
-            response 43 166 18caaf995f3ab6bc
-            response 44 166 ceec20fa7e4bb2b2
-            response 45 166 262fa0afd392f8f9
-            response 46 166 c054944454865b90
-            response 47 166 69cab062a3763e61
-            response 48 166 8c3fcdb7eec075aa
-            response 49 166 2a773a76324fd705
-            response 50 167 6e4ad34ba22b017f
-            response 51 166 006823da127692f6
-            response 52 166 44f3f9a88a00430e
-            response 53 166 4fbd9d11eab8917b
-            response 54 166 69735eee4ac393a1
-            response 55 166 f7363d2d356cd902
-            response 56 166 9c317e8ed1f0d5e9
-            response 57 166 d0d61ab4eb309519
+            Timestamps 113 26738b247c358c12
+            Commit 280 518fef8dbc32d4e1
+            Outcome 122 9a81ae1a0e942218
+            WhoLeads 113 b0cd28ab87d9f897
+            Map 113 4ad92492dc41b05a
+            Register 206 dd88ceb5175f2cc3
+            Moved 129 219c19be5f5b0624
+            Carried 113 a7585fc2555bb520
+            Resolve 161 dfd3f57e783ce881
+            Ends 113 422d9fb4e879bc21
+            Greet 129 5a8d8bd905be8a8b
+            Greet 113 7e5a01db48f3f926
+            Read 130 82e432a41ddc1623
+            Scan 114 2f3b96eb2629e105
+            ShardWhoLeads 113 905e7fba4bb7691c
+            Prepare 265 ffe3e88abbf948bb
+            CommitOnePhase 247 6f76b246b0dfa8ad
+            Finish 163 67367d501b734fe7
+            Prepared 113 75095274b64ccee1
+            ShardOutcome 113 1f2fee2f7706f07d
+            Raft 283 2fe89f61fd43fee6
+            Raft 113 611cb278fa8085c1
+            Raft 113 9879463ca100f030
+            Raft 113 e5de7dfe08ba5d82
+            Raft 149 ab327644afe5c2e6
+            Raft 163 bbecbfcabf0a62b2
+            Raft 177 2f6293b92ec49895
+            Status 113 3c477e21a5fceb16
+            Overview 113 9ec15edc62e699ab
+            Node 113 963801fcbb3d6bf6
+            Coordinators 145 f43de1a7fd2105dc
+            Coordinators 121 7c3f4a89199624b7
+            Coordinators 113 8581252b42d244d5
+            InDoubt 113 2b21a18deb992118
+            Txn 113 8f38949b6316a70c
+            ResolveByHand 113 660138c381e8ecab
+            Switchover 113 ca5a5d6f2f43dbdb
+            Fault 113 887c5696f58ad8f9
+            response 0 174 359de970d39f658f
+            response 1 174 07851ef1417a0fe9
+            response 2 174 9a66891350d3b530
+            response 3 418 951701bfe9b0fe50
+            response 4 174 cc2fa8ab52bd4f96
+            response 5 418 252020f2b517af4b
+            response 6 190 93a395f0b7cdaf2e
+            response 7 190 bd8060efc54eef4b
+            response 8 174 395ee81807404b79
+            response 9 174 fa3a6b75f399ffff
+            response 10 174 29164e7ca0dd7e36
+            response 11 174 6df36435181b952c
+            response 12 174 fcccd2c9f789eb81
+            response 13 201 7e384e2da7069e3f
+            response 14 191 e14f9751da3d6667
+            response 15 204 cae67000f4ce8d42
+            response 16 174 8244877a1b7ea4e9
+            response 17 174 60dbf9a89e01a1f5
+            response 18 174 b5497b3fc42a5407
+            response 19 207 f01c4699660e630c
+            response 20 175 4f85a8a614a329a3
+            response 21 178 787b325cba2d1c50
+            response 22 175 f3a59f14b45370b6
+            response 23 174 4a50dd395b432d4c
+            response 24 174 90c244d1315e2d5c
+            response 25 174 cba5a76335241ec8
+            response 26 174 a05f53965cdbcbdf
+            response 27 174 2219652ea6afb881
+            response 28 175 488e1932ab3efd02
+            response 29 178 59ea10398f084725
+            response 30 175 a06d1bf2b70b2829
+            response 31 174 40c450d00c03223d
+            response 32 174 2d7f6c60aa9e5de1
+            response 33 174 79c3d62cb8354de4
+            response 34 174 9ab19e8c7c3e22c8
+            response 35 174 63991f088ae3f2b9
+            response 36 174 3e8e23fde7cc96aa
+            response 37 174 2f0f9c969684d0f0
+            response 38 174 a2b271b707583ba6
+            response 39 174 ca8a0f3b30b7990a
+            response 40 174 3a42e83fe1f12e89
+            response 41 174 ce18399bb4406a48
+            response 42 182 5eda537186f04a5b
+            response 43 174 8e46f61f91712e8a
+            response 44 174 6af5cedb18dbbf0d
+            response 45 258 127fb45ca9e12eb2
+            response 46 226 52215edc19280d5f
+            response 47 618 7bbf4f3c099274e2
+            response 48 174 be5e35b304bec12f
+            response 49 174 c279a822a1b28b6e
+            response 50 174 0c530a9e24e2379c
+            response 51 174 a2fbed53dfb11815
+            response 52 174 0046b861ba04ebb6
+            response 53 174 5d7ff5c53bc6752d
+            response 54 174 8646b653d6669e57
+            response 55 174 bc94fa27b1f176de
+            response 56 174 fc699eb44fba9658
+            response 57 174 fc8efc8703ee9449
+            response 58 174 607aafde36894a3a
+            response 59 174 19478c9ebfdc95dc
+            response 60 174 91c0a7172903f803
+            response 61 174 16999c48c8843628
+            response 62 175 627a1303188742e6
+            response 63 174 024974e0caee22ea
+            response 64 174 baa9b030588e6cc7
+            response 65 174 de1f3b8f0c58449c
+            response 66 174 c86735394f8138b2
+            response 67 174 059264866265ae8a
+            response 68 174 3918a36c2feb4a28
+            response 69 174 c0e18a782a96e85c
         "#]]
         .assert_eq(&lines);
     }
@@ -506,7 +525,7 @@ mod tests {
     #[test]
     fn the_samples_know_every_request() {
         let names: BTreeSet<_> = requests().iter().map(Request::name).collect();
-        assert_eq!(names.len(), 26, "{names:?}");
+        assert_eq!(names.len(), 29, "{names:?}");
     }
 
     #[test]

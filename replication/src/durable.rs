@@ -33,7 +33,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::rocks::families;
 
 /// The file beside the database: `[ batches u64 | xxh3 u64 ]`, big-endian.
-const MARK: &str = "synced";
+pub(crate) const MARK: &str = "synced";
 
 /// How old a mark may become that a power cut leaves.
 const MARK_SYNC_INTERVAL: Duration = Duration::from_secs(10);
@@ -109,6 +109,11 @@ impl Mark {
     }
 }
 
+/// Whether a folder has a database and no mark. One has both, or neither, or a mark alone if it was being made.
+pub(crate) fn is_unmarked(folder: &Path) -> bool {
+    folder.join("CURRENT").exists() && !folder.join(MARK).exists()
+}
+
 /// A count and its checksum.
 pub(crate) fn sealed(count: u64) -> [u8; 16] {
     let (mut bytes, count) = ([0; 16], count.to_be_bytes());
@@ -157,6 +162,12 @@ pub(crate) fn inspect(folder: &Path, synced: u64) -> Result<DBRecoveryMode, Refu
         tracing::warn!(count, "the write-ahead log ends in what was not synced; that is left out");
     }
     Ok(mode)
+}
+
+/// Whether the database in a folder has counted anything, as far as it can be read. Not if it was being made.
+pub(crate) fn has_counted(folder: &Path) -> bool {
+    let modes = [DBRecoveryMode::TolerateCorruptedTailRecords, DBRecoveryMode::PointInTime];
+    modes.into_iter().any(|mode| look(folder, mode).is_ok_and(|count| count > 0))
 }
 
 fn look(folder: &Path, mode: DBRecoveryMode) -> Result<u64, rocksdb::Error> {
@@ -297,25 +308,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_mark_whatever_is_torn_is_refused() {
+    async fn a_used_folder_without_a_mark_is_refused_however_often_it_is_tried() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (log, synced) = written(folder.path()).await;
-        fs::write(folder.path().join(MARK), [1; 16]).expect("written");
-        assert_eq!(mark(folder.path()), None);
-        tear(&log, synced + 100);
-        let refused = open(folder.path()).err().expect("refused").to_string();
-        assert!(refused.contains("cannot be opened"), "{refused}");
-    }
-
-    #[tokio::test]
-    async fn a_folder_from_before_there_were_marks_gets_one() {
-        let folder = tempfile::tempdir().expect("a folder");
-        written(folder.path()).await;
+        let (log, _) = written(folder.path()).await;
+        let kept = fs::read(folder.path().join(MARK)).expect("it is there");
+        let refused = || {
+            let refusal = open(folder.path()).err().expect("refused").to_string();
+            assert!(refusal.contains("`synced` is gone or damaged"), "{refusal}");
+        };
+        for damaged in [&[1; 16][..], &[]] {
+            fs::write(folder.path().join(MARK), damaged).expect("written");
+            assert_eq!(mark(folder.path()), None);
+            (0..2).for_each(|_| refused());
+        }
         fs::remove_file(folder.path().join(MARK)).expect("it was there");
-        let store = open(folder.path()).expect("it opens");
-        assert_eq!(values(&store), [1, 2, 3]);
+        (0..2).for_each(|_| refused());
+        // Nor does the folder forget, without a word, what was in a log that is gone as well.
+        let away = folder.path().with_extension("log");
+        fs::rename(&log, &away).expect("moved");
+        refused();
+        fs::rename(&away, &log).expect("moved back");
+        fs::write(folder.path().join(MARK), kept).expect("written");
+        let store = open(folder.path()).expect("whole");
+        assert_eq!((values(&store), store.progress()), (vec![1, 2, 3], 2));
         assert!(Mark::lock(folder.path()).expect("a folder").is_none(), "it is the store's");
         store.closed().await;
         assert_eq!(mark(folder.path()), Some(2));
+    }
+
+    #[test]
+    fn a_folder_that_was_being_made_is_opened() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join(MARK), []).expect("written");
+        drop(open(folder.path()).expect("there is nothing yet"));
+        // And one whose mark was not written when the database was.
+        fs::write(folder.path().join(MARK), []).expect("written");
+        open(folder.path()).expect("nothing was synced yet");
     }
 }

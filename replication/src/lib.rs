@@ -24,6 +24,7 @@ mod adapter;
 mod durable;
 mod group;
 pub mod http;
+mod incarnation;
 mod log;
 mod machine;
 #[doc(hidden)]
@@ -40,9 +41,10 @@ mod types;
 pub use group::{
     Follower, Group, GroupConfig, Leadership, Members, Proposal, ProposeError, StartError, Timing,
 };
+pub use incarnation::Incarnations;
 pub use log::LogWriter;
 pub use machine::{Batch, Committed, Machine, Span};
 pub use network::Directory;
 pub use rocks::{Family, OpenError, Reach, Store, StoreError, all_closed, families};
 pub use snapshot::outgoing::{SnapshotBytes, Throttle, TransferProgress};
-pub use snapshot::{applied, erase, is_known};
+pub use snapshot::{applied, erase, is_known, stored_voters};

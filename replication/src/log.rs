@@ -175,6 +175,15 @@ impl LogWriter {
         self.write_durably(vec![Change::put(family, key, value)]).await
     }
 
+    /// Sets a key some time soon, in order with everything else: it survives the end of the process, and a power cut
+    /// after the next write that is durable.
+    ///
+    /// # Errors
+    /// If the writer has ended.
+    pub async fn put_lazily(&self, family: Family, key: &[u8], value: Vec<u8>) -> io::Result<()> {
+        self.write_lazily(vec![Change::put(family, key, value)]).await
+    }
+
     /// Writes, and waits until it is durable.
     pub(crate) async fn write_durably(&self, changes: Vec<Change>) -> io::Result<()> {
         let (sender, receiver) = oneshot::channel();

@@ -23,7 +23,7 @@ use troth_protocol::message::admin::FaultPoint;
 use troth_protocol::message::raft::{self as wire, Appended, Body, Offer, Part};
 use troth_protocol::message::{Request, Response};
 use troth_protocol::net::{CallError, Peer, Transport};
-use troth_protocol::{GroupId, NodeId, Reject, fault};
+use troth_protocol::{GroupId, Incarnation, NodeId, Reject, fault};
 
 use crate::snapshot::Transfer;
 use crate::snapshot::outgoing::{Outgoing, Piece, Throttle};
@@ -59,6 +59,11 @@ pub trait Directory: Send + Sync + 'static {
     /// Where to reach a member; `None` while nobody knows.
     fn peer(&self, group: GroupId, node: NodeId) -> Option<Peer>;
 
+    /// Whether this start of a member is the one that counts, as far as is known.
+    fn admits(&self, _group: GroupId, _node: NodeId, _incarnation: Incarnation) -> bool {
+        true
+    }
+
     /// An entry that the group is known to have committed: whoever lacks it gets no vote. Needed where
     /// members leave and come back without what they had.
     fn committed(&self, _group: GroupId) -> Option<wire::LogId> {
@@ -71,6 +76,7 @@ pub trait Directory: Send + Sync + 'static {
 pub(crate) struct Network {
     pub group: GroupId,
     pub from: NodeId,
+    pub incarnation: Incarnation,
     pub transport: Arc<dyn Transport>,
     pub directory: Arc<dyn Directory>,
     pub outgoing: Arc<Outgoing>,
@@ -94,12 +100,13 @@ pub(crate) struct Member {
 
 impl Member {
     async fn call(&self, body: Body, timeout: Duration) -> Result<wire::Response, RPCError<Types>> {
-        let Network { group, from, transport, directory, .. } = &self.network;
+        let Network { group, from, incarnation, transport, directory, .. } = &self.network;
         let unreachable = |reason: String| RPCError::Unreachable(Unreachable::from_string(reason));
         let peer = directory
             .peer(*group, self.to)
             .ok_or_else(|| unreachable(format!("nobody knows where node {} is", self.to)))?;
-        let request = Request::Raft(wire::Request { group: *group, from: *from, to: self.to, body });
+        let (group, from, incarnation) = (*group, *from, *incarnation);
+        let request = Request::Raft(wire::Request { group, from, incarnation, to: self.to, body });
         match transport.call(&peer, request, Instant::now() + timeout).await {
             Ok(Response::Raft(response)) => Ok(response),
             Ok(Response::Rejected(reject @ Reject::DeadlineExceeded)) => {
@@ -419,6 +426,7 @@ mod tests {
         let network = Network {
             group: GroupId::Shard(ShardId(1)),
             from: NodeId(1),
+            incarnation: Incarnation(1),
             transport: transport.clone(),
             directory: Arc::new(Somewhere),
             outgoing: Arc::default(),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
@@ -108,6 +109,16 @@ pub enum OpenError {
         /// Synced batches that were there.
         synced: u64,
     },
+    /// Nothing says how much must be there.
+    #[error(
+        "data folder {path} has been used, and its file `{}` is gone or damaged, which says how much of it must be \
+         there; put the file back as it was, or let a new server take the place of this one",
+        durable::MARK
+    )]
+    Unmarked {
+        /// The folder.
+        path: PathBuf,
+    },
     /// It holds the data of somebody else.
     #[error(
         "data folder {path} belongs to {found}, this is {expected}; choose another folder or configuration"
@@ -143,6 +154,8 @@ struct Shared {
     db: DB,
     families: Vec<Family>,
     mark: Mutex<Mark>,
+    /// What the mark says, for whoever must not wait while it is being moved.
+    progress: AtomicU64,
     // Dropped after the database, in the order of declaration: who waits for them finds the folder free.
     closed: watch::Sender<()>,
     _open: Open,
@@ -242,8 +255,15 @@ impl Store {
         fs::write(&probe, []).and_then(|()| fs::remove_file(&probe)).map_err(folder)?;
 
         let in_use = || OpenError::InUse { path: path.to_owned() };
+        let unmarked = || OpenError::Unmarked { path: path.to_owned() };
+        if durable::is_unmarked(path) {
+            return Err(unmarked());
+        }
         let mut mark = Mark::lock(path).map_err(folder)?.ok_or_else(in_use)?;
         let synced = mark.read().map_err(folder)?;
+        if synced.is_none() && durable::has_counted(path) {
+            return Err(unmarked());
+        }
         let families: Vec<Family> = families::ALL.iter().chain(machine_families).copied().collect();
         let open = Open::new();
         let db = open_database(path, &families, memory, synced).or_else(|error| {
@@ -260,13 +280,12 @@ impl Store {
         // Not before: what is asked for last is called first, before RocksDB's own.
         close_before_the_end();
         let (closed, _) = watch::channel(());
-        let count =
-            db.cf_handle(families::META.0).map(|handle| db.get_pinned_cf(handle, COUNT_KEY)).transpose();
+        let count = db.cf_handle(families::META.0).map(|handle| db.get_cf(handle, COUNT_KEY)).transpose();
         let count = count.map_err(|source| OpenError::Damaged { path: path.to_owned(), source })?.flatten();
-        mark.set(path, counted(count.as_deref())).map_err(folder)?;
-        drop(count);
-        let mark = Mutex::new(mark);
-        let store = Store { shared: Arc::new(Shared { db, families, mark, closed, _open: open }) };
+        let count = counted(count.as_deref());
+        mark.set(path, count).map_err(folder)?;
+        let (mark, progress) = (Mutex::new(mark), AtomicU64::new(count));
+        let store = Store { shared: Arc::new(Shared { db, families, mark, progress, closed, _open: open }) };
         store.claim(path, owner)?;
         Ok(store)
     }
@@ -448,7 +467,14 @@ impl Store {
             // An old mark says too little, and never too much.
             tracing::warn!(%error, "what was synced cannot be marked");
         }
+        self.shared.progress.store(mark.count(), Ordering::Release);
         Ok(())
+    }
+
+    /// How many batches were synced in this folder since it was made. All of them are there after a power cut, so a
+    /// folder that has fewer than it had is not the same.
+    pub fn progress(&self) -> u64 {
+        self.shared.progress.load(Ordering::Acquire)
     }
 
     /// The database itself.

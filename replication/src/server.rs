@@ -139,9 +139,16 @@ pub fn main<F: ServerFile, C, S: Running, E: Display>(
     process::abort_on_panic();
     process::work_in_batches();
     let run = async {
-        let server = start(config, credentials).await.map_err(|error| error.to_string())?;
+        let asked = process::asked_to_stop(flags.stop_with_parent);
+        tokio::pin!(asked);
+        let stopped = |asked: io::Result<()>| asked.map_err(|error| error.to_string());
+        // It may have to wait for others before it has started.
+        let server = tokio::select! {
+            started = start(config, credentials) => started.map_err(|error| error.to_string())?,
+            asked = &mut asked => return stopped(asked),
+        };
         let reason = tokio::select! {
-            asked = process::asked_to_stop(flags.stop_with_parent) => asked.map_err(|error| error.to_string()),
+            asked = asked => stopped(asked),
             reason = server.failed() => Err(reason),
         };
         if reason.is_ok() && server.hand_over().await {
@@ -173,6 +180,9 @@ pub fn main<F: ServerFile, C, S: Running, E: Display>(
 /// A server cannot start. Every message is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
+    /// The server may not take part.
+    #[error("{0}")]
+    Refused(String),
     /// The address cannot be listened on.
     #[error("{0}")]
     Endpoint(#[from] EndpointError),

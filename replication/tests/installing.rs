@@ -14,12 +14,20 @@ use troth_protocol::message::raft::{
     self as wire, Body, Bounds, LogId, Membership, Pair, Part, StoredMembership,
 };
 use troth_protocol::net::memory::Network;
-use troth_protocol::{NodeId, Reject};
+use troth_protocol::{Incarnation, NodeId, Reject};
 use troth_replication::{Group, LogWriter};
 
 /// What a leader that this member has never heard of says to it.
 async fn say(group: &Group<Journal>, body: Body) -> Result<wire::Response, Reject> {
-    group.step(wire::Request { group: GROUP, from: NodeId(2), to: NodeId(1), body }).await
+    group
+        .step(wire::Request {
+            group: GROUP,
+            from: NodeId(2),
+            incarnation: Incarnation(2),
+            to: NodeId(1),
+            body,
+        })
+        .await
 }
 
 const VOTE: wire::Vote = wire::Vote { term: 100, node: NodeId(2), committed: true };

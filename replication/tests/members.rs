@@ -10,7 +10,7 @@ use support::*;
 use tempfile::TempDir;
 use troth_protocol::message::raft as wire;
 use troth_protocol::net::memory::Network;
-use troth_protocol::{NodeId, Reject};
+use troth_protocol::{Incarnation, NodeId, Reject};
 use troth_replication::{
     Follower, Group, LogWriter, Machine as _, ProposeError, Store, Throttle, erase, is_known,
 };
@@ -231,7 +231,15 @@ async fn who_lacks_what_is_known_to_be_committed_gets_no_vote() {
         let vote = wire::Vote { term: 5, node: NodeId(2), committed: false };
         let last = index.map(|index| wire::LogId { term: 4, index });
         let body = wire::Body::Vote { vote, last, leadership_transfer: false };
-        group.step(wire::Request { group: GROUP, from: NodeId(2), to: NodeId(1), body }).await
+        group
+            .step(wire::Request {
+                group: GROUP,
+                from: NodeId(2),
+                incarnation: Incarnation(2),
+                to: NodeId(1),
+                body,
+            })
+            .await
     };
     *directory.committed.lock() = Some(wire::LogId { term: 4, index: 7 });
     for lacking in [None, Some(6)] {

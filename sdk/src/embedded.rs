@@ -7,6 +7,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
+use futures_util::future::join_all;
 use troth_coordinator::config::PeerSection;
 use troth_protocol::clock::Clock;
 use troth_protocol::net::tls::CERTIFICATE_VALIDITY;
@@ -95,6 +96,8 @@ impl Cluster {
             .zip(1..)
             .map(|(address, id)| PeerSection { id, address: address.clone() })
             .collect();
+        let founding = self.layout.founding().map_err(broken)?;
+        let mut starting = Vec::new();
         for peer in &peers {
             let name = format!("coordinator-{}", peer.id);
             let mut server = troth_coordinator::Config::new(peer.id, config.dir.join("data").join(&name));
@@ -104,9 +107,21 @@ impl Cluster {
             server.shards = config.shards;
             server.replicas = config.replicas;
             server.nodes = config.nodes;
-            let credentials = self.layout.credentials(&name).load().map_err(broken)?;
-            let started = troth_coordinator::Server::start(server, &credentials, self.clock.clone()).await;
-            self.coordinators.push(started.map_err(broken)?);
+            server.founding = Some(founding);
+            let (credentials, clock) =
+                (self.layout.credentials(&name).load().map_err(broken)?, self.clock.clone());
+            starting.push(async move { troth_coordinator::Server::start(server, &credentials, clock).await });
+        }
+        // Together: each waits for most of the others.
+        let mut failed = None;
+        for started in join_all(starting).await {
+            match started {
+                Ok(server) => self.coordinators.push(server),
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = failed {
+            return Err(broken(error));
         }
         for id in 1..=config.nodes {
             let name = format!("participant-{id}");

@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rand::distr::{Alphanumeric, SampleString};
-use troth_protocol::ClusterId;
 use troth_protocol::net::Role;
 use troth_protocol::net::tls::{Authority, CERTIFICATE_VALIDITY, CredentialFiles, Issued, TlsError};
+use troth_protocol::{ClusterId, FoundingId, FoundingIdError};
 
 /// The files cannot be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +112,9 @@ impl Hosting {
 
 /// How far the HTTP port of a server is from the one where it listens.
 pub const HTTP_PORT_DISTANCE: u16 = 2000;
+
+/// The file with the word by which embedded coordinators found their cluster.
+const FOUNDING: &str = "founding";
 
 /// The file with the token of the console.
 const CONSOLE_TOKEN: &str = "console-token";
@@ -241,12 +244,13 @@ impl Layout {
         let authority = self.create_authority()?;
         let issue =
             |role: Role, name: &str| self.issue(&authority, role, name, CERTIFICATE_VALIDITY).map(drop);
+        let founding = FoundingId(rand::random());
         for (at, address) in plan.coordinators.iter().enumerate() {
             let name = format!("coordinator-{}", at + 1);
             issue(Role::Coordinator, &name)?;
             self.write(
                 &format!("{name}.toml"),
-                &coordinator_file(plan, at as u64 + 1, address, &name),
+                &coordinator_file(plan, founding, at as u64 + 1, address, &name),
                 false,
             )?;
         }
@@ -285,6 +289,29 @@ impl Layout {
         let token = Alphanumeric.sample_string(&mut rand::rng(), CONSOLE_TOKEN_CHARS);
         self.write(CONSOLE_TOKEN, &format!("{token}\n"), true)?;
         Ok(token)
+    }
+
+    /// The word by which coordinators of this folder found their cluster; drawn if there is none.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or written, or holds something else.
+    pub fn founding(&self) -> Result<FoundingId, LayoutError> {
+        let path = self.folder.join(FOUNDING);
+        match fs::read_to_string(&path) {
+            Ok(word) => {
+                let word = word.trim().parse();
+                word.map_err(|error: FoundingIdError| LayoutError::Io {
+                    path,
+                    source: io::Error::other(error),
+                })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let founding = FoundingId(rand::random());
+                self.write(FOUNDING, &format!("{founding}\n"), false)?;
+                Ok(founding)
+            }
+            Err(source) => Err(LayoutError::Io { path, source }),
+        }
     }
 
     /// Where a coordinator of this machine shows the console, with the token; `None`: it has said nowhere.
@@ -364,7 +391,7 @@ fn tls(name: &str) -> String {
     format!("[tls]\nca = \"ca.pem\"\ncert = \"{name}.pem\"\nkey = \"{name}-key.pem\"\n")
 }
 
-fn coordinator_file(plan: &Plan, id: u64, address: &str, name: &str) -> String {
+fn coordinator_file(plan: &Plan, founding: FoundingId, id: u64, address: &str, name: &str) -> String {
     let peer = |(at, address): (usize, &String)| {
         format!("[[coordinator]]\nid = {}\naddress = \"{address}\"\n\n", at + 1)
     };
@@ -373,7 +400,7 @@ fn coordinator_file(plan: &Plan, id: u64, address: &str, name: &str) -> String {
         _ => plan.coordinators.iter().enumerate().map(peer).collect(),
     };
     format!(
-        "id = {id}\nlisten = \"{address}\"\ndata = {}\n\n{peers}[cluster]\nshards = {}\nreplicas = {}\nnodes = {}\n\n{}",
+        "id = {id}\nlisten = \"{address}\"\ndata = {}\n\n{peers}[cluster]\nshards = {}\nreplicas = {}\nnodes = {}\nfounding = \"{founding}\"\n\n{}",
         plan.hosting.data_of(name),
         plan.shards,
         plan.replicas,

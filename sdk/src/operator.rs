@@ -344,6 +344,7 @@ mod tests {
         let (cluster, epoch) = (ClusterId::default(), MapEpoch(1));
         ClusterMap {
             cluster,
+            lineage: Default::default(),
             epoch,
             shards: 1,
             replicas: 1,
@@ -370,9 +371,17 @@ mod tests {
             committed: 0,
             aborted: 0,
             nodes_seen: Vec::new(),
+            members: Vec::new(),
+            notices: Vec::new(),
         };
-        let node =
-            Node { id, address: String::new(), weight: 1, zone: String::new(), state: NodeState::Active };
+        let node = Node {
+            id,
+            address: String::new(),
+            weight: 1,
+            zone: String::new(),
+            state: NodeState::Active,
+            incarnation: Default::default(),
+        };
         let status = |placement| ClusterStatus {
             coordinators: vec![(node.clone(), Ok(leading.clone()))],
             participants: Vec::new(),

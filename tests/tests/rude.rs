@@ -100,6 +100,9 @@ async fn a_client_may_not_say_what_only_peers_say() {
     let register = coordinator::Request::Register {
         node: map.nodes[0].clone(),
         folder: FolderId(1),
+        previous: None,
+        progress: 0,
+        heard: None,
         known: map.epoch,
         report: Default::default(),
     };

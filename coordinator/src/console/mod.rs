@@ -14,7 +14,6 @@
 
 mod view;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,10 +31,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use troth_protocol::message::overview::Overview;
 use troth_protocol::message::{Request as Call, Response as Answer, admin};
-use troth_protocol::net::{Peer, Transport};
+use troth_protocol::net::Transport;
 use troth_protocol::process::Token;
-use troth_protocol::{NodeId, Reject};
+use troth_protocol::{GroupId, NodeId, Reject};
+use troth_replication::Directory;
 
+use crate::door::peers::Peers;
 use crate::driver::WeakCoordinator;
 
 /// How often the cluster is looked at, for all who follow it together.
@@ -59,7 +60,7 @@ pub struct Console {
     /// Its number.
     pub id: NodeId,
     /// Where the coordinators are.
-    pub peers: BTreeMap<NodeId, Peer>,
+    pub peers: Arc<Peers>,
     /// How to ask them.
     pub transport: Arc<dyn Transport>,
 }
@@ -199,9 +200,9 @@ impl Console {
             Err(Reject::NotLeader { leader }) => leader.ok_or(Trouble::NoLeader)?,
             Err(reject) => return Err(Trouble::Rejected(reject)),
         };
-        let peer = self.peers.get(&leader).ok_or(Trouble::NoLeader)?;
+        let peer = self.peers.peer(GroupId::Coordinator, leader).ok_or(Trouble::NoLeader)?;
         let call = Call::Admin(admin::Request::Overview);
-        match self.transport.call(peer, call, Instant::now() + PATIENCE).await {
+        match self.transport.call(&peer, call, Instant::now() + PATIENCE).await {
             Ok(Answer::Admin(admin::Response::Overview(overview))) => Ok(overview),
             Ok(Answer::Rejected(reject)) => Err(Trouble::Rejected(reject)),
             Ok(_) => Err(Trouble::Silent(leader, "an answer of the wrong kind".into())),

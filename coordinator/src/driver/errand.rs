@@ -8,7 +8,7 @@ use tracing::{Instrument, Span};
 use troth_protocol::message::admin::FaultPoint;
 use troth_protocol::message::shard::{self, CommitOnePhase, Prepare};
 use troth_protocol::routing::{Resend, RouteError};
-use troth_protocol::{Epoch, ParticipantId, ShardId, Timestamp, TxnId, fault, txn_span};
+use troth_protocol::{Epoch, ParticipantId, Reject, ShardId, Timestamp, TxnId, fault, txn_span};
 use troth_replication::ProposeError;
 
 use super::{ATTEMPT_PAUSE, Inner};
@@ -170,7 +170,16 @@ impl Errand {
         request: shard::Request,
         deadline: Instant,
     ) -> Result<shard::Response, RouteError> {
-        self.inner.router.shard(shard, request, Resend::Idempotent, deadline).await
+        let answer = self.inner.router.shard(shard, request, Resend::Idempotent, deadline).await;
+        if let Err(RouteError::Rejected(Reject::CoordinatorPassed { epoch, index })) = &answer {
+            self.inner.fail(format!(
+                "the data folder of coordinator {} is an older copy: shard {shard} has heard of entry {index} of the \
+                 coordinators' log, and this one leads with epoch {epoch}. Put the newest folder back; if all of them \
+                 are lost, see \"When the coordinators are lost\" in docs/operations.md",
+                self.inner.id
+            ));
+        }
+        answer
     }
 
     async fn ask_for_vote(self, shard: ShardId, prepare: Prepare, deadline: Instant) {

@@ -1,6 +1,7 @@
 //! Performs what the coordinators' leader wants done: proposes to the group, calls shards, answers.
 
 mod errand;
+mod members;
 mod placement;
 mod switchover;
 
@@ -21,23 +22,30 @@ use troth_protocol::message::overview::Election;
 use troth_protocol::message::shard::{self};
 use troth_protocol::routing::Router;
 use troth_protocol::wire::encode;
-use troth_protocol::{ClientId, ClusterMap, MapEpoch, Node, NodeId, Reject, TxnId, txn_span};
+use troth_protocol::{ClientId, MapEpoch, Node, NodeId, Reject, TxnId, txn_span};
 use troth_replication::{
     Group, GroupConfig, Leadership, LogWriter, Proposal, ProposeError, StartError, Store,
 };
 
 use crate::admission::Admitted;
-use crate::command::{Command, Output, Record, Settings};
+use crate::command::{Command, Founding, Output, Record};
+use crate::door::Door;
+use crate::door::peers::Peers;
 use crate::eyes::Eyes;
 use crate::leader::{Answer, Claim, Event, Leader, Limits};
 use crate::machine::{CoordinatorMachine, Core, Inner as CoreInner};
 use crate::metrics::Metrics;
+use crate::notices::Notices;
 use crate::state::View;
 use crate::steward::Rules;
 use errand::Errand;
+use placement::{Doubt, Said, Signs};
 
 /// Timestamps that one request may ask for.
 const TIMESTAMPS_MAX: u32 = 4096;
+
+/// How long handing leadership over to another coordinator may take.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pause after an attempt that is repeated until it succeeds.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
@@ -50,8 +58,16 @@ pub struct Coordinator {
 
 struct Inner {
     id: NodeId,
-    coordinators: Vec<Node>,
-    settings: Settings,
+    founding: Founding,
+    door: Door,
+    peers: Arc<Peers>,
+    notices: Arc<Notices>,
+    /// How participants confirm what this one has to a leader that nobody else could; `None`: no need.
+    doubt: Option<Doubt>,
+    /// What participants have said of themselves to this leader.
+    signs: Mutex<Signs>,
+    /// Why this coordinator must not go on, once it must not.
+    failure: watch::Sender<Option<String>>,
     limits: Limits,
     rules: Rules,
     core: Arc<Core>,
@@ -73,10 +89,16 @@ struct Inner {
 pub struct CoordinatorConfig {
     /// Which one it is.
     pub id: NodeId,
-    /// All of them, as others find them.
-    pub coordinators: Vec<Node>,
     /// What a new cluster shall be like.
-    pub settings: Settings,
+    pub founding: Founding,
+    /// What lets it take part.
+    pub door: Door,
+    /// The other ones.
+    pub peers: Arc<Peers>,
+    /// What operators should know.
+    pub notices: Arc<Notices>,
+    /// Nobody but participants can tell it whether its folder is an older copy.
+    pub alone: bool,
     /// What bounds the leader.
     pub limits: Limits,
     /// How placement follows the ring.
@@ -100,11 +122,16 @@ impl Coordinator {
     ) -> Result<Coordinator, StartError> {
         let machine = CoordinatorMachine::new(store, &core);
         let group = Group::start(group, store, writer, machine).await?;
-        let CoordinatorConfig { id, coordinators, settings, limits, rules, slow } = config;
+        let CoordinatorConfig { id, founding, door, peers, notices, alone, limits, rules, slow } = config;
         let inner = Arc::new(Inner {
             id,
-            coordinators,
-            settings,
+            founding,
+            door,
+            peers,
+            notices,
+            doubt: alone.then(Doubt::default),
+            signs: Mutex::default(),
+            failure: watch::channel(None).0,
             limits,
             rules,
             core,
@@ -122,6 +149,8 @@ impl Coordinator {
         inner.tasks.spawn(inner.clone().drive());
         inner.tasks.spawn(inner.clone().follow_map());
         inner.tasks.spawn(inner.clone().watch_the_disk());
+        inner.tasks.spawn(inner.clone().stay_known());
+        inner.tasks.spawn(inner.clone().keep_members());
         Ok(Coordinator { inner })
     }
 
@@ -133,6 +162,11 @@ impl Coordinator {
     /// What it counts and measures.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
+    }
+
+    /// What operators should know.
+    pub(crate) fn notices(&self) -> &Notices {
+        &self.inner.notices
     }
 
     pub(crate) fn core(&self) -> &Core {
@@ -168,9 +202,15 @@ impl Coordinator {
             }
             Request::WhoLeads => inner.who_leads().await,
             Request::Map { known } => Ok(inner.map(known)),
-            Request::Register { node, folder, known, report } => {
-                inner.register(node, folder, known, report).await
+            Request::Register { node, folder, previous, progress, heard, known, report } => {
+                let said = Said { node, folder, previous, progress, heard };
+                inner.register(said, known, report).await
             }
+            Request::Ends { server, reason } => {
+                inner.notices.refused(&server, &reason);
+                Ok(Response::Noted)
+            }
+            Request::Greet(greeting) => inner.peers.welcome(greeting).await.map(Response::Welcome),
             Request::Moved { shard, voters, formed } => inner.moved(shard, voters, formed).await,
             Request::Carried { bytes } => inner.carried(bytes).await,
             Request::Resolve { txns } => inner.resolve(&txns).await,
@@ -229,7 +269,7 @@ impl Coordinator {
         let since = |node: &Node| (node.id, eyes.since(node.id));
         let map = core.state.catalog().map(|catalog| &catalog.map);
         CoordinatorStatus {
-            cluster: inner.settings.cluster,
+            cluster: inner.founding.settings.cluster,
             id: inner.id,
             version: env!("CARGO_PKG_VERSION").into(),
             leader,
@@ -240,7 +280,14 @@ impl Coordinator {
             committed,
             aborted,
             nodes_seen: map.map_or(Vec::new(), |map| map.nodes.iter().map(since).collect()),
+            members: core.state.catalog().map_or(Vec::new(), |catalog| catalog.coordinators.clone()),
+            notices: inner.notices.latest(),
         }
+    }
+
+    /// Why it must not go on, once it must not.
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.inner.failure.subscribe()
     }
 
     /// Stops. What was acknowledged stays.
@@ -410,6 +457,7 @@ impl Inner {
             // Whoever waits is told that the next leader knows.
             self.core.lock().depose();
             *self.eyes.lock() = Eyes::default();
+            *self.signs.lock() = Signs::default();
         };
         let follow = self.group.follow_leadership(depose, || self.take_lead());
         self.stop.run_until_cancelled(follow).await;
@@ -418,7 +466,7 @@ impl Inner {
     /// Begins a new epoch, as soon as the group lets it: this future is dropped when the group is
     /// not led from here any more.
     async fn take_lead(&self) {
-        let lead = Command::Lead { coordinators: self.coordinators.clone(), settings: self.settings };
+        let lead = Command::Lead { founding: self.founding.clone() };
         let epoch = loop {
             match self.propose(&lead).await {
                 Ok(Output::Leads(epoch)) => break epoch,
@@ -429,13 +477,15 @@ impl Inner {
                 }
             }
         };
+        self.be_confirmed().await;
         let mut core = self.core.lock();
         if core.state.marks().epoch != epoch {
             return;
         }
-        let stored = core.state.catalog().map(|catalog| catalog.settings);
-        if let Some(stored) = stored.filter(|stored| *stored != self.settings) {
-            tracing::warn!(?stored, configured = ?self.settings, "the cluster keeps what it was made with");
+        let (stored, configured) =
+            (core.state.catalog().map(|catalog| catalog.settings), self.founding.settings);
+        if let Some(stored) = stored.filter(|stored| *stored != configured) {
+            tracing::warn!(?stored, ?configured, "the cluster keeps what it was made with");
         }
         let now = self.core.now();
         let leader = Leader::new(epoch, self.limits, self.rules, now, &core.state);
@@ -454,9 +504,13 @@ impl Inner {
     async fn follow_map(self: Arc<Inner>) {
         let mut epoch = self.core.map_epoch.subscribe();
         loop {
-            let map: Option<ClusterMap> = self.core.lock().state.catalog().map(|catalog| catalog.map.clone());
-            if let Some(map) = map {
+            let known = {
+                let core = self.core.lock();
+                core.state.catalog().map(|catalog| (catalog.map.clone(), catalog.coordinators.clone()))
+            };
+            if let Some((map, coordinators)) = known {
                 self.router.learn(map);
+                self.peers.learn(&coordinators);
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,

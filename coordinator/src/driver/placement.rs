@@ -1,22 +1,82 @@
 //! Participants that make themselves known, operators that change where they stand, and shards that move.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 use troth_protocol::message::admin::{Moment, NodeChange};
-use troth_protocol::message::coordinator::Response;
+use troth_protocol::message::coordinator::{Heard, Response};
 use troth_protocol::message::overview::{NodeReport, NodeView, Overview};
 use troth_protocol::message::raft::LogId;
 use troth_protocol::message::txn::Outcome;
-use troth_protocol::{FolderId, MapEpoch, Node, NodeId, Reject, ShardId, TxnId};
+use troth_protocol::mutation::{self, Bug};
+use troth_protocol::{Epoch, FolderId, Incarnation, MapEpoch, Node, NodeId, Reject, ShardId, TxnId};
 
 use super::{Coordinator, Inner};
 use crate::command::{Command, Output};
+use crate::door::peers::ALIVE_FOR;
 use crate::eyes::Ended;
 use crate::leader::{Event, Leader};
+use troth_replication::Leadership;
 
 /// How long the answer to a sign of life waits for a newer map.
 const MAP_PATIENCE: Duration = Duration::from_millis(800);
+
+/// How often it is written down how far participants are.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Entries between the last one that an earlier leader committed and a new leader's `Lead`: the blank one that begins
+/// its term, at least.
+const BLANK: u64 = 1;
+
+/// After how long it is said that participants are waited for.
+const SAY_AFTER: Duration = Duration::from_secs(3);
+
+/// What a participant says of itself.
+pub(super) struct Said {
+    pub(super) node: Node,
+    pub(super) folder: FolderId,
+    pub(super) previous: Option<Incarnation>,
+    pub(super) progress: u64,
+    pub(super) heard: Option<Heard>,
+}
+
+/// What participants have said of themselves to this leader.
+pub(super) struct Signs {
+    began: Instant,
+    nodes: BTreeMap<NodeId, Sign>,
+}
+
+struct Sign {
+    at: Instant,
+    incarnation: Incarnation,
+    progress: u64,
+}
+
+impl Default for Signs {
+    fn default() -> Signs {
+        Signs { began: Instant::now(), nodes: BTreeMap::new() }
+    }
+}
+
+impl Signs {
+    /// Whether a start of a node may be alive still; a new leader does not know.
+    fn may_live(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        let sign = self.nodes.get(&node).filter(|sign| sign.incarnation == incarnation);
+        sign.map_or(self.began, |sign| sign.at).elapsed() < ALIVE_FOR
+    }
+
+    fn progress(&self, node: NodeId) -> u64 {
+        self.nodes.get(&node).map_or(0, |sign| sign.progress)
+    }
+}
+
+/// Who has confirmed that the only coordinator knows all that they have heard.
+#[derive(Default)]
+pub(super) struct Doubt {
+    confirmed: watch::Sender<BTreeSet<NodeId>>,
+}
 
 impl Coordinator {
     /// Changes where a participant stands.
@@ -108,32 +168,13 @@ impl Inner {
 
     pub(super) async fn register(
         &self,
-        node: Node,
-        folder: FolderId,
+        said: Said,
         known: MapEpoch,
         report: NodeReport,
     ) -> Result<Response, Reject> {
-        let id = node.id;
-        let registered = {
-            let core = self.core.lock();
-            if core.leader.is_none() {
-                return Err(self.not_leader());
-            }
-            core.state.catalog().is_some_and(|catalog| catalog.is_registered(&node, folder))
-        };
-        if !registered {
-            let address = node.address.clone();
-            match self.propose(&Command::Register { node, folder }).await? {
-                Output::Taken => {
-                    let core = self.core.lock();
-                    let taken = core.state.catalog().and_then(|catalog| catalog.map.node(id));
-                    let address = taken.map_or(String::new(), |node| node.address.clone());
-                    return Err(Reject::NodeTaken { node: id, address });
-                }
-                Output::Removed => return Err(Reject::NodeRemoved { node: id }),
-                _ => tracing::info!(node = %id, address, "a participant has registered"),
-            }
-        }
+        self.check_heard(&said).await?;
+        let id = said.node.id;
+        self.admit(said).await?;
         {
             let mut core = self.core.lock();
             if core.leader.as_ref().map(Leader::epoch).is_none() {
@@ -149,7 +190,183 @@ impl Inner {
         if known != MapEpoch(0) {
             self.stop.run_until_cancelled(wait).await;
         }
-        Ok(self.map(known))
+        let index = self.group.applied();
+        let core = self.core.lock();
+        let (Some(leader), Some(catalog)) = (&core.leader, core.state.catalog()) else {
+            return Err(self.not_leader());
+        };
+        let heard = Heard { lineage: catalog.map.lineage, epoch: leader.epoch(), index };
+        let map = (catalog.map.epoch > known).then(|| catalog.map.clone());
+        Ok(Response::Registered { heard, map })
+    }
+
+    /// Sees to it that only one start of a participant is admitted, and none that has forgotten what it had said.
+    async fn admit(&self, said: Said) -> Result<(), Reject> {
+        let Said { node, folder, previous, progress, .. } = said;
+        let (id, incarnation, address) = (node.id, node.incarnation, node.address.clone());
+        let registered = {
+            let core = self.core.lock();
+            if core.leader.is_none() {
+                return Err(self.not_leader());
+            }
+            let signs = self.signs.lock();
+            let before = core.state.catalog().and_then(|catalog| catalog.map.node(id));
+            if let Some(before) = before {
+                let told = signs.progress(id).max(core.state.progress().get(&id).copied().unwrap_or(0));
+                if progress < told && !mutation::on(Bug::AcceptsAnOlderCopy) {
+                    let (incarnation, address) = (before.incarnation, before.address.clone());
+                    return Err(self.passed(id, incarnation, told, address));
+                }
+                if before.incarnation != incarnation
+                    && before.address != address
+                    && signs.may_live(id, before.incarnation)
+                {
+                    return Err(Reject::NodeElsewhere { node: id, address: before.address.clone() });
+                }
+            }
+            core.state.catalog().is_some_and(|catalog| catalog.is_registered(&node, folder))
+        };
+        if !registered {
+            match self.propose(&Command::Register { node, folder, previous, progress }).await? {
+                Output::Taken => {
+                    let core = self.core.lock();
+                    let taken = core.state.catalog().and_then(|catalog| catalog.map.node(id));
+                    let address = taken.map_or(String::new(), |node| node.address.clone());
+                    return Err(Reject::NodeTaken { node: id, address });
+                }
+                Output::Removed => return Err(Reject::NodeRemoved { node: id }),
+                Output::Passed { incarnation, progress, address } => {
+                    // The first time it cannot know what it has to come after.
+                    let reject = Reject::NodePassed { node: id, incarnation, progress, address };
+                    return Err(reject);
+                }
+                _ => tracing::info!(node = %id, address, %incarnation, "a participant has registered"),
+            }
+        }
+        let sign = Sign { at: Instant::now(), incarnation, progress };
+        self.signs.lock().nodes.insert(id, sign);
+        Ok(())
+    }
+
+    fn passed(&self, node: NodeId, incarnation: Incarnation, progress: u64, address: String) -> Reject {
+        self.notices.warn(format!(
+            "participant {node} was started with an older copy of its data folder: {progress} synced batches are \
+             known of it; it is refused until its newest folder is put back"
+        ));
+        Reject::NodePassed { node, incarnation, progress, address }
+    }
+
+    /// A participant that has heard of more than there is here has heard it from coordinators that knew more: this one
+    /// runs on an older copy of their state, or has founded another cluster.
+    async fn check_heard(&self, said: &Said) -> Result<(), Reject> {
+        let (id, address) = (said.node.id, &said.node.address);
+        let known = || {
+            let core = self.core.lock();
+            let lineage = core.state.catalog().map(|catalog| catalog.map.lineage);
+            lineage.map(|lineage| (lineage, core.state.marks().epoch))
+        };
+        let Some(heard) = said.heard else {
+            self.confirm(id);
+            return Ok(());
+        };
+        let is_covered = |(lineage, epoch): (_, Epoch)| {
+            lineage == heard.lineage && (heard.epoch == epoch || heard.index + BLANK < epoch.0)
+        };
+        if known().is_some_and(is_covered) {
+            self.confirm(id);
+            return Ok(());
+        }
+        // A leader that was deposed without knowing it has not heard of it yet.
+        self.group.read_barrier().await?;
+        let Some((lineage, epoch)) = known() else { return Err(self.not_leader()) };
+        if is_covered((lineage, epoch)) {
+            return Ok(());
+        }
+        if !matches!(&*self.group.leadership().borrow(), Leadership::Leader { .. }) {
+            return Err(self.not_leader());
+        }
+        let own = self.id;
+        let reason = if lineage == heard.lineage {
+            format!(
+                "the data folder of coordinator {own} is an older copy: participant {id} at {address} has heard of \
+                 entry {} of the coordinators' log in epoch {}, and this one leads with epoch {epoch}. Put the newest \
+                 folder back; if all of them are lost, see \"When the coordinators are lost\" in docs/operations.md",
+                heard.index, heard.epoch
+            )
+        } else {
+            format!(
+                "coordinator {own} has founded another cluster: participant {id} at {address} belongs to one of \
+                 lineage {}, and this is {lineage}. Put the folders of its coordinators back; if all of them are lost, \
+                 see \"When the coordinators are lost\" in docs/operations.md",
+                heard.lineage
+            )
+        };
+        self.fail(reason);
+        Err(Reject::ShuttingDown)
+    }
+
+    fn confirm(&self, node: NodeId) {
+        if let Some(doubt) = &self.doubt {
+            doubt.confirmed.send_if_modified(|confirmed| confirmed.insert(node));
+        }
+    }
+
+    /// Waits until half of the participants have said that they have heard of nothing that is not here.
+    pub(super) async fn be_confirmed(&self) {
+        let Some(doubt) = &self.doubt else { return };
+        let placed: BTreeSet<NodeId> = {
+            let core = self.core.lock();
+            let map = core.state.catalog().map(|catalog| &catalog.map);
+            map.map_or_else(BTreeSet::new, |map| map.placement.iter().flatten().copied().collect())
+        };
+        let needed = placed.len().div_ceil(2);
+        let mut confirmed = doubt.confirmed.subscribe();
+        let enough = confirmed.wait_for(|confirmed| confirmed.intersection(&placed).count() >= needed);
+        let say = async {
+            sleep(SAY_AFTER).await;
+            self.notices.warn(format!(
+                "coordinator {} is the only one, and waits until {needed} of {} participants have told it that its data \
+                 folder is not an older copy",
+                self.id,
+                placed.len()
+            ));
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = enough => {}
+            () = say => {}
+        }
+    }
+
+    /// This coordinator must not go on.
+    pub(super) fn fail(&self, reason: String) {
+        self.core.lock().depose();
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            if first {
+                tracing::error!("{reason}");
+                *failure = Some(reason);
+            }
+            first
+        });
+    }
+
+    /// Writes down how far participants are, while this one leads.
+    pub(super) async fn note_progress(&self) {
+        loop {
+            sleep(PROGRESS_INTERVAL).await;
+            let nodes: Vec<(NodeId, u64)> = {
+                let (core, signs) = (self.core.lock(), self.signs.lock());
+                let noted = |node: &NodeId| core.state.progress().get(node).copied().unwrap_or(0);
+                let ahead = signs.nodes.iter().filter(|(node, sign)| sign.progress > noted(node));
+                ahead.map(|(node, sign)| (*node, sign.progress)).collect()
+            };
+            if !nodes.is_empty()
+                && let Err(error) = self.propose(&Command::Progress { nodes }).await
+            {
+                tracing::debug!(%error, "how far participants are is not noted");
+            }
+        }
     }
 
     pub(super) async fn moved(

@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,12 +30,15 @@ use troth_protocol::routing::Router;
 use troth_protocol::timeline::Timeline;
 use troth_protocol::wire::{decode, encode};
 use troth_protocol::{
-    ClusterId, ClusterMap, FolderId, GroupId, Node as NodeRecord, NodeId, NodeState, Reject, ShardId, TxnId,
+    ClusterId, ClusterMap, Epoch, FolderId, GroupId, Node as NodeRecord, NodeId, NodeState, Reject, ShardId,
+    TxnId,
 };
-use troth_replication::{LogWriter, StartError, Store, Throttle, families::META};
+use troth_replication::{Incarnations, LogWriter, StartError, Store, Throttle, families::META};
 
 use crate::config::Config;
+use crate::hearing::Hearing;
 use crate::metrics::{self, Metrics};
+use crate::records::{damaged, node_key};
 use crate::shard::Shard;
 use crate::shard::driver::DISK_READS_MAX;
 
@@ -45,6 +48,12 @@ pub struct Node {
     cluster: ClusterId,
     record: NodeRecord,
     folder: FolderId,
+    incarnations: Incarnations,
+    hearing: Arc<Hearing>,
+    /// Whether the coordinators have admitted this start.
+    admitted: watch::Sender<bool>,
+    /// Since when the coordinators say that another process is alive under this id.
+    elsewhere_since: Mutex<Option<Instant>>,
     store: Store,
     writer: LogWriter,
     router: Arc<Router>,
@@ -59,11 +68,6 @@ pub struct Node {
     tasks: TaskTracker,
 }
 
-/// The key of something that belongs to the node, not to one of its groups.
-fn node_key(name: &str) -> Vec<u8> {
-    [&u32::MAX.to_be_bytes()[..], name.as_bytes()].concat()
-}
-
 /// The id of this data folder, made now if it is new.
 async fn folder_id(store: &Store, writer: &LogWriter) -> io::Result<FolderId> {
     let key = node_key("folder");
@@ -75,12 +79,8 @@ async fn folder_id(store: &Store, writer: &LogWriter) -> io::Result<FolderId> {
     Ok(id)
 }
 
-fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the stored {what} is damaged: {error}"))
-}
-
 impl Node {
-    /// Starts the shards that this node had, and begins to make itself known.
+    /// Begins to make the node known. The shards that it had start when the coordinators have admitted it.
     ///
     /// # Errors
     /// If what is stored is damaged, or the store cannot be read.
@@ -92,15 +92,17 @@ impl Node {
         router: Arc<Router>,
         clock: Clock,
     ) -> Result<Arc<Node>, StartError> {
+        let writer = LogWriter::start(&store);
+        let folder = folder_id(&store, &writer).await?;
+        let incarnations = Incarnations::begin(&store, &writer).await?;
         let record = NodeRecord {
             id: NodeId(config.basics.id),
             address,
             zone: config.zone.clone(),
             weight: config.weight,
             state: NodeState::Waiting,
+            incarnation: incarnations.current(),
         };
-        let writer = LogWriter::start(&store);
-        let folder = folder_id(&store, &writer).await?;
         let node = Arc::new(Node {
             throttle: Throttle::new(config.move_bytes_per_second),
             disk_reads: Arc::new(Semaphore::new(DISK_READS_MAX)),
@@ -109,6 +111,10 @@ impl Node {
             cluster,
             record,
             folder,
+            incarnations,
+            hearing: Arc::new(Hearing::open(&store)?),
+            admitted: watch::channel(false).0,
+            elsewhere_since: Mutex::default(),
             store,
             writer,
             router,
@@ -120,8 +126,7 @@ impl Node {
             tasks: TaskTracker::new(),
         });
         if let Some(map) = node.stored_map()? {
-            node.router.learn(map.clone());
-            node.follow(&map).await?;
+            node.router.learn(map);
         }
         node.tasks.spawn(node.clone().stay_registered());
         node.tasks.spawn(node.clone().retire());
@@ -164,6 +169,7 @@ impl Node {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        self.say_farewell().await;
         let shards: Vec<Shard> = std::mem::take(&mut *self.shards.write()).into_values().collect();
         join_all(shards.iter().map(Shard::shutdown)).await;
     }
@@ -172,7 +178,18 @@ impl Node {
         self.shards.read().values().find_map(Shard::failure)
     }
 
+    /// What a leader of the coordinators may ask for with a shard.
+    fn shard_for(&self, id: ShardId, epoch: Option<Epoch>) -> Result<Shard, Reject> {
+        if let Some(epoch) = epoch {
+            self.hearing.obey(epoch)?;
+        }
+        self.shard(id)
+    }
+
     fn shard(&self, id: ShardId) -> Result<Shard, Reject> {
+        if !*self.admitted.borrow() {
+            return Err(Reject::NotAdmitted { node: self.record.id });
+        }
         let shard = self.shards.read().get(&id).cloned();
         shard.ok_or_else(|| Reject::StaleMap { epoch: self.router.map().epoch })
     }
@@ -223,7 +240,7 @@ impl Service for Front {
         let node = self.0.clone();
         Box::pin(async move {
             let answer = match request {
-                Request::Shard { shard, request } => match node.shard(shard) {
+                Request::Shard { shard, request } => match node.shard_for(shard, request.epoch()) {
                     Ok(shard) => {
                         let (name, began) = (metrics::name(&request), std::time::Instant::now());
                         let answer = shard.handle(request, deadline).await;
@@ -256,6 +273,7 @@ impl Service for Front {
                 Request::Admin(
                     admin::Request::Switchover { .. }
                     | admin::Request::Overview
+                    | admin::Request::Coordinators(_)
                     | admin::Request::Node { .. },
                 ) => Err(Reject::malformed("this is a participant, not a coordinator")),
                 Request::Admin(admin::Request::Status) => {

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::cluster_map::CoordinatorMember;
 use crate::id::{ClusterId, Epoch, MapEpoch, NodeId, ParticipantId, ShardId, TxnId};
 use crate::key::Key;
 use crate::message::overview::Overview;
@@ -25,6 +26,8 @@ pub enum Request {
         /// How.
         change: NodeChange,
     },
+    /// To the coordinators' leader: change who belongs to them.
+    Coordinators(CoordinatorChange),
     /// To a participant: which transactions are prepared at the shards that it leads?
     InDoubt,
     /// What do you know of this transaction?
@@ -67,6 +70,28 @@ pub enum NodeChange {
     Drain,
     /// It belongs to the cluster no more. Only for one that holds nothing.
     Remove,
+}
+
+/// A change of who belongs to the coordinators.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum CoordinatorChange {
+    /// These join, each with an empty folder, and vote when all of them have what the others have.
+    Add {
+        /// Their numbers, and where they listen: `host:port`.
+        members: Vec<(NodeId, String)>,
+    },
+    /// These belong to it no more.
+    Remove {
+        /// Their numbers.
+        ids: Vec<NodeId>,
+    },
+    /// This one has lost its folder: it loses its vote, and joins again with an empty one.
+    Replace {
+        /// Its number.
+        id: NodeId,
+        /// Where it listens from now on; `None`: where it did.
+        address: Option<String>,
+    },
 }
 
 /// What is asked about fault points.
@@ -212,6 +237,8 @@ pub enum Response {
     Overview(Overview),
     /// To `Node`: it is in the map.
     NodeChanged,
+    /// To `Coordinators`: it is on its way; the status tells when it is done.
+    CoordinatorsChanged,
     /// To `InDoubt`: by age.
     InDoubt(Vec<InDoubt>),
     /// To `Txn`.
@@ -323,6 +350,19 @@ pub struct CoordinatorStatus {
     pub aborted: u64,
     /// Participants, and milliseconds since their last sign of life; `None`: none since it leads.
     pub nodes_seen: Vec<(NodeId, Option<u64>)>,
+    /// Who belongs to the coordinators, as far as it knows.
+    pub members: Vec<CoordinatorMember>,
+    /// What it has refused or waits for, the latest last.
+    pub notices: Vec<Notice>,
+}
+
+/// Something that an operator should know.
+#[derive(Clone, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Notice {
+    /// When, by the server's clock: milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// What, and what to do.
+    pub what: String,
 }
 
 /// How a participant is.

@@ -3,7 +3,10 @@
 #![expect(missing_docs, reason = "what rkyv derives for enums has none; all that is written here does")]
 
 use crate::cluster_map::{ClusterMap, Node};
-use crate::id::{ClientId, Epoch, FolderId, MapEpoch, NodeId, ParticipantId, ShardId, TxnId};
+use crate::id::{
+    ClientId, Epoch, FolderId, Incarnation, Lineage, MapEpoch, NodeId, ParticipantId, ShardId, TxnId,
+};
+use crate::message::greeting::{Greeting, Welcome};
 use crate::message::overview::NodeReport;
 use crate::message::raft::LogId;
 use crate::message::txn::{Outcome, Part};
@@ -39,10 +42,16 @@ pub enum Request {
     },
     /// A participant is there, and where. Repeated as a sign of life.
     Register {
-        /// Who it is, as others shall find it.
+        /// Who it is, as others shall find it, with this start of it.
         node: Node,
         /// Where it keeps what it promised.
         folder: FolderId,
+        /// The start that the coordinators remember, if they have said so, and the folder has begun that too.
+        previous: Option<Incarnation>,
+        /// How many batches the folder has synced. It never becomes less.
+        progress: u64,
+        /// What it has heard from coordinators; `None`: nothing yet. Those that know less are older copies.
+        heard: Option<Heard>,
         /// The version of the map that it has; it is not sent again. If there is no newer one, the answer
         /// waits for one for a while.
         known: MapEpoch,
@@ -69,6 +78,27 @@ pub enum Request {
         /// The transactions.
         txns: Vec<TxnId>,
     },
+    /// A server ends, since it was told that it must not take part. For operators; nothing depends on it.
+    Ends {
+        /// Which server.
+        server: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Another coordinator says who it is. Any coordinator answers, also one that does not take part yet.
+    Greet(Greeting),
+}
+
+/// How far the coordinators were, as a participant has heard: it remembers that on its disk, and obeys none that
+/// were not so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Heard {
+    /// Which coordinators.
+    pub lineage: Lineage,
+    /// Their leader.
+    pub epoch: Epoch,
+    /// An entry of their log that was committed. The epoch of every later leader is greater.
+    pub index: u64,
 }
 
 /// A transaction to commit.
@@ -106,11 +136,20 @@ pub enum Response {
     Outcome(Outcome),
     /// To `Outcome`: it began longer ago than outcomes are kept.
     Expired,
-    /// To `Map` and `Register`: a newer version than the asker has.
+    /// To `Map`: a newer version than the asker has.
     Map(ClusterMap),
-    /// To `Map` and `Register`: the asker has the newest version.
+    /// To `Map`: the asker has the newest version.
     MapUnchanged,
-    /// To `Moved` and `Carried`: it is noted.
+    /// To `Register`: it is admitted.
+    Registered {
+        /// How far the coordinators are.
+        heard: Heard,
+        /// A newer version of the map than the asker has; `None`: there is none.
+        map: Option<ClusterMap>,
+    },
+    /// To `Greet`.
+    Welcome(Welcome),
+    /// To `Moved`, `Carried` and `Ends`: it is noted.
     Noted,
     /// To `Resolve`: for each transaction, in order.
     Resolved {

@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod coordinator;
+pub mod greeting;
 pub mod overview;
 pub mod raft;
 #[cfg(any(test, feature = "samples"))]
@@ -67,6 +68,8 @@ impl Request {
                 | coordinator::Request::Moved { .. }
                 | coordinator::Request::Carried { .. }
                 | coordinator::Request::Resolve { .. } => role == Role::Participant,
+                coordinator::Request::Greet(_) => role == Role::Coordinator,
+                coordinator::Request::Ends { .. } => role.is_server(),
             },
             Request::Shard { request, .. } => match request {
                 shard::Request::Read { .. } | shard::Request::Scan { .. } | shard::Request::WhoLeads => true,
@@ -83,6 +86,7 @@ impl Request {
             Request::Admin(request) => match request {
                 admin::Request::Status | admin::Request::Overview => true,
                 admin::Request::Node { .. }
+                | admin::Request::Coordinators(_)
                 | admin::Request::InDoubt
                 | admin::Request::Txn { .. }
                 | admin::Request::Resolve { .. }
@@ -105,6 +109,8 @@ impl Request {
                 coordinator::Request::Moved { .. } => "Moved",
                 coordinator::Request::Carried { .. } => "Carried",
                 coordinator::Request::Resolve { .. } => "Resolve",
+                coordinator::Request::Greet(_) => "Greet",
+                coordinator::Request::Ends { .. } => "Ends",
             },
             Request::Shard { request, .. } => match request {
                 shard::Request::Read { .. } => "Read",
@@ -121,6 +127,7 @@ impl Request {
                 admin::Request::Status => "Status",
                 admin::Request::Overview => "Overview",
                 admin::Request::Node { .. } => "Node",
+                admin::Request::Coordinators(_) => "Coordinators",
                 admin::Request::InDoubt => "InDoubt",
                 admin::Request::Txn { .. } => "Txn",
                 admin::Request::Resolve { .. } => "ResolveByHand",

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::id::{GroupId, NodeId};
+use crate::id::{GroupId, Incarnation, NodeId};
 
 /// A message to a member of a group.
 #[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -14,6 +14,8 @@ pub struct Request {
     pub group: GroupId,
     /// Who speaks.
     pub from: NodeId,
+    /// Which start of it: a process whose place another one has taken is not listened to.
+    pub incarnation: Incarnation,
     /// Who is meant; another node at the same address refuses.
     pub to: NodeId,
     /// What is said.

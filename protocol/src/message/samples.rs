@@ -6,10 +6,11 @@ use crate::message::overview::{
     Election, MoveStage, Moving, NodeReport, NodeView, Overview, Second, ShardReport,
 };
 use crate::message::txn::{Cause, Outcome, Part, RangeCheck, ReadCheck, Work, Write};
-use crate::message::{Request, Response, admin, coordinator, raft, shard};
+use crate::message::{Request, Response, admin, coordinator, greeting, raft, shard};
 use crate::{
-    ClientId, ClusterId, ClusterMap, Epoch, FolderId, GroupId, KeyRange, MapEpoch, Move, Node, NodeId,
-    NodeState, ParticipantId, Reject, ShardId, Timestamp, TxnId,
+    ClientId, ClusterId, ClusterMap, CoordinatorMember, Epoch, FolderId, FoundingId, GroupId, Incarnation,
+    KeyRange, Lineage, MapEpoch, MemberState, Move, Node, NodeId, NodeState, ParticipantId, Reject, ShardId,
+    Timestamp, TxnId,
 };
 
 const TXN: TxnId = TxnId { start: Timestamp(0x0102_0304_0506_0708), client: ClientId(0xc0ff_eec0_ffee_c0ff) };
@@ -44,7 +45,8 @@ fn of_shard(request: shard::Request) -> Request {
 }
 
 fn of_raft(body: raft::Body) -> Request {
-    Request::Raft(raft::Request { group: GroupId::Shard(ShardId(7)), from: NodeId(1), to: NodeId(2), body })
+    let (group, incarnation) = (GroupId::Shard(ShardId(7)), Incarnation(6));
+    Request::Raft(raft::Request { group, from: NodeId(1), incarnation, to: NodeId(2), body })
 }
 
 fn node() -> Node {
@@ -54,7 +56,17 @@ fn node() -> Node {
         zone: "north".into(),
         weight: 2,
         state: NodeState::Active,
+        incarnation: Incarnation(6),
     }
+}
+
+fn plan() -> greeting::Plan {
+    greeting::Plan { founding: Some(FoundingId(9)), listed: vec![NodeId(1), NodeId(2)] }
+}
+
+fn greet(folder: greeting::Folder) -> Request {
+    let (address, from, to) = ("host:1".into(), NodeId(1), NodeId(2));
+    Request::Coordinator(coordinator::Request::Greet(greeting::Greeting { from, address, to, folder }))
 }
 
 fn bounds() -> raft::Bounds {
@@ -86,6 +98,7 @@ fn report() -> NodeReport {
 pub fn map() -> ClusterMap {
     ClusterMap {
         cluster: ClusterId([7; 16]),
+        lineage: Lineage(11),
         epoch: MapEpoch(8),
         shards: 2,
         replicas: 1,
@@ -97,6 +110,7 @@ pub fn map() -> ClusterMap {
     }
 }
 
+const HEARD: coordinator::Heard = coordinator::Heard { lineage: Lineage(11), epoch: Epoch(3), index: 99 };
 const VOTE: raft::Vote = raft::Vote { term: 4, node: NodeId(1), committed: true };
 const LAST: Option<raft::LogId> = Some(raft::LogId { term: 4, index: 99 });
 
@@ -130,6 +144,9 @@ pub fn requests() -> Vec<Request> {
         Request::Coordinator(coordinator::Request::Register {
             node: node(),
             folder: FolderId(5),
+            previous: Some(Incarnation(5)),
+            progress: 4711,
+            heard: Some(HEARD),
             known: MapEpoch(8),
             report: report(),
         }),
@@ -140,6 +157,14 @@ pub fn requests() -> Vec<Request> {
         }),
         Request::Coordinator(coordinator::Request::Carried { bytes: 1000 }),
         Request::Coordinator(coordinator::Request::Resolve { txns: vec![TXN; 3] }),
+        Request::Coordinator(coordinator::Request::Ends { server: "node 1".into(), reason: "reason".into() }),
+        greet(greeting::Folder::Empty(plan())),
+        greet(greeting::Folder::Used {
+            since: 12,
+            incarnation: Incarnation(6),
+            previous: Some(Incarnation(5)),
+            progress: 4711,
+        }),
         of_shard(shard::Request::Read { at: Timestamp(9), keys: vec!["a".into(), "".into()] }),
         of_shard(shard::Request::Scan {
             at: Timestamp(9),
@@ -200,6 +225,16 @@ pub fn requests() -> Vec<Request> {
             node: NodeId(4),
             change: admin::NodeChange::Admit { weight: Some(2), zone: Some("south".into()) },
         }),
+        Request::Admin(admin::Request::Coordinators(admin::CoordinatorChange::Add {
+            members: vec![(NodeId(2), "host:2".into()), (NodeId(3), "host:3".into())],
+        })),
+        Request::Admin(admin::Request::Coordinators(admin::CoordinatorChange::Remove {
+            ids: vec![NodeId(3)],
+        })),
+        Request::Admin(admin::Request::Coordinators(admin::CoordinatorChange::Replace {
+            id: NodeId(2),
+            address: Some("host:4".into()),
+        })),
         Request::Admin(admin::Request::InDoubt),
         Request::Admin(admin::Request::Txn { txn: TXN }),
         Request::Admin(admin::Request::Resolve {
@@ -231,6 +266,21 @@ pub fn responses() -> Vec<Response> {
         coordinator::Response::Expired,
         coordinator::Response::Map(map()),
         coordinator::Response::MapUnchanged,
+        coordinator::Response::Registered { heard: HEARD, map: Some(map()) },
+        coordinator::Response::Welcome(greeting::Welcome::Empty(plan())),
+        coordinator::Response::Welcome(greeting::Welcome::Formed {
+            founding: Some(FoundingId(9)),
+            members: vec![NodeId(1), NodeId(2)],
+            place: greeting::Place::Awaited { since: 12 },
+        }),
+        coordinator::Response::Welcome(greeting::Welcome::Noted),
+        coordinator::Response::Welcome(greeting::Welcome::Remembered {
+            incarnation: Incarnation(5),
+            progress: 4711,
+            address: "host:1".into(),
+        }),
+        coordinator::Response::Welcome(greeting::Welcome::Elsewhere { address: "host:1".into() }),
+        coordinator::Response::Welcome(greeting::Welcome::Removed),
         coordinator::Response::Noted,
         coordinator::Response::Resolved {
             epoch: Epoch(3),
@@ -295,6 +345,13 @@ pub fn responses() -> Vec<Response> {
             committed: 3,
             aborted: 4,
             nodes_seen: vec![(NodeId(1), Some(17)), (NodeId(2), None)],
+            members: vec![CoordinatorMember {
+                id: NodeId(1),
+                address: "host:1".into(),
+                since: 12,
+                state: MemberState::Voting,
+            }],
+            notices: vec![admin::Notice { at_ms: 1, what: "something".into() }],
         }),
         admin::Response::Participant(admin::ParticipantStatus {
             cluster: ClusterId([7; 16]),
@@ -328,7 +385,11 @@ pub fn responses() -> Vec<Response> {
         history: vec![Second { at_ms: 1, committed: 2, aborted: 3, shed: 4, p50_us: 5, p99_us: 6 }],
         elections: vec![Election { at_ms: 1, shard: Some(ShardId(1)), node: NodeId(2) }],
     };
-    let overviews = [admin::Response::Overview(overview), admin::Response::NodeChanged];
+    let overviews = [
+        admin::Response::Overview(overview),
+        admin::Response::NodeChanged,
+        admin::Response::CoordinatorsChanged,
+    ];
     let rejects = [
         Reject::NotLeader { leader: Some(NodeId(2)) },
         Reject::Deposed,
@@ -337,6 +398,15 @@ pub fn responses() -> Vec<Response> {
         Reject::Overloaded { retry_after_millis: 20 },
         Reject::NodeTaken { node: NodeId(1), address: "host:1".into() },
         Reject::NodeRemoved { node: NodeId(1) },
+        Reject::NodePassed {
+            node: NodeId(1),
+            incarnation: Incarnation(5),
+            progress: 4711,
+            address: "host:1".into(),
+        },
+        Reject::NodeElsewhere { node: NodeId(1), address: "host:1".into() },
+        Reject::NotAdmitted { node: NodeId(1) },
+        Reject::CoordinatorPassed { epoch: Epoch(3), index: 99 },
         Reject::DeadlineExceeded,
         Reject::Blocked { key: "a".into(), by: TXN },
         Reject::ShuttingDown,

@@ -59,6 +59,22 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The coordinator leader that speaks, if it says which it is.
+    pub fn epoch(&self) -> Option<Epoch> {
+        match self {
+            Request::Prepare(Prepare { epoch, .. })
+            | Request::Finish { epoch, .. }
+            | Request::Prepared { epoch, .. } => Some(*epoch),
+            Request::Read { .. }
+            | Request::Scan { .. }
+            | Request::WhoLeads
+            | Request::CommitOnePhase(_)
+            | Request::Outcome { .. } => None,
+        }
+    }
+}
+
 /// First phase of two-phase commit.
 #[derive(Clone, PartialEq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Prepare {

@@ -121,10 +121,12 @@ pub fn map(epoch: u64, nodes: &[u64], coordinators: &[u64]) -> ClusterMap {
             zone: String::new(),
             weight: 1,
             state: NodeState::Active,
+            incarnation: Default::default(),
         }
     };
     ClusterMap {
         cluster: ClusterId([1; 16]),
+        lineage: Default::default(),
         epoch: MapEpoch(epoch),
         shards: 1,
         replicas: nodes.len() as u16,

@@ -13,7 +13,7 @@ use troth_protocol::message::{Request, Response, raft, shard};
 use troth_protocol::net::quic::{Quic, QuicConfig};
 use troth_protocol::net::tls::{Authority, CERTIFICATE_VALIDITY, Credentials};
 use troth_protocol::net::{BoxFuture, CallError, Identity, Peer, Role, Service, Transport};
-use troth_protocol::{ClusterId, GroupId, Key, KeyRange, NodeId, ShardId, Timestamp};
+use troth_protocol::{ClusterId, GroupId, Incarnation, Key, KeyRange, NodeId, ShardId, Timestamp};
 
 /// Nothing here takes this long unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -179,6 +179,7 @@ pub fn numbered(number: u64) -> Request {
     Request::Raft(raft::Request {
         group: GroupId::Shard(ShardId(0)),
         from: NodeId(1),
+        incarnation: Incarnation(1),
         to: NodeId(2),
         body: raft::Body::SnapshotOffer { vote, transfer: number, begin: false, offers: Vec::new() },
     })

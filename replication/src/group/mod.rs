@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use troth_protocol::net::Transport;
-use troth_protocol::{GroupId, NodeId, Reject};
+use troth_protocol::{GroupId, Incarnation, NodeId, Reject};
 
 pub use self::leading::{Follower, Leadership};
 pub use self::members::Members;
@@ -67,6 +67,8 @@ pub struct GroupConfig {
     pub group: GroupId,
     /// This member.
     pub node: NodeId,
+    /// This start of it.
+    pub incarnation: Incarnation,
     /// All voters, this member among them, if the group is new; ignored if this member has been in it
     /// before. Empty: it waits to be taken into the group by those who are.
     pub members: BTreeSet<NodeId>,
@@ -211,8 +213,8 @@ impl<M: Machine> Group<M> {
         writer: &LogWriter,
         machine: M,
     ) -> Result<Group<M>, StartError> {
-        let GroupConfig { group, node, members, transport, directory, timing, log_entries_max, throttle } =
-            config;
+        let GroupConfig { group, node, incarnation, members, transport, directory, .. } = config;
+        let GroupConfig { timing, log_entries_max, throttle, .. } = config;
         let failed = |reason: String| StartError::Raft { group, reason };
         let log = Log::open(group.to_u32(), writer)?;
         let had_a_life = log.had_a_life();
@@ -223,6 +225,7 @@ impl<M: Machine> Group<M> {
         let network = Network {
             group,
             from: node,
+            incarnation,
             transport,
             directory: directory.clone(),
             outgoing: outgoing.clone(),

@@ -30,6 +30,9 @@ impl<M: Machine> Group<M> {
         if request.to != self.inner.node {
             return Err(Reject::WrongNode { actual: self.inner.node });
         }
+        if !self.inner.directory.admits(request.group, request.from, request.incarnation) {
+            return Err(Reject::NotAdmitted { node: request.from });
+        }
         let raft = &self.inner.raft;
         let stopped = |error: String| {
             tracing::debug!(group = %self.inner.group, error, "a message for a stopped member");

@@ -28,18 +28,21 @@
 pub(crate) mod incoming;
 pub(crate) mod outgoing;
 
+use std::collections::BTreeSet;
 use std::io;
 
 use bytes::Bytes;
-use troth_protocol::GroupId;
+use openraft::EntryPayload;
 use troth_protocol::message::raft as wire;
 use troth_protocol::wire::{decode, encode};
+use troth_protocol::{GroupId, NodeId};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use self::incoming::Area;
-use crate::log::{Change, LogWriter, meta_key, tag};
+use crate::log::{Change, LogWriter, meta_key, read_entry, tag};
 use crate::machine::{Batch, Span};
 use crate::rocks::{Store, families, group_range};
+use crate::types;
 
 /// What a machine's state is marked with: the last entry in it, and the membership.
 #[derive(Clone, PartialEq, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -116,6 +119,34 @@ pub async fn erase(writer: &LogWriter, group: GroupId, spans: &[Span]) -> io::Re
 /// If the store cannot be read.
 pub fn applied(store: &Store, group: GroupId) -> io::Result<Option<u64>> {
     Ok(read_mark(store, group.to_u32())?.applied.map(|last| last.index))
+}
+
+/// Who votes in a group, by the newest membership that its store holds, applied or not; in a joint one those of both
+/// sides. Empty if it holds none.
+///
+/// # Errors
+/// If the store cannot be read, or a record is damaged.
+pub fn stored_voters(store: &Store, group: GroupId) -> io::Result<BTreeSet<NodeId>> {
+    let group = group.to_u32();
+    let mut membership = read_mark(store, group)?.membership.membership;
+    let (start, end) = group_range(group);
+    let mut problem = None;
+    store.scan(families::LOG, &start, &end, |key, value| match read_entry(group, key, value) {
+        Ok(entry) => {
+            if let EntryPayload::Membership(newer) = &entry.payload {
+                membership = types::membership_to_wire(newer);
+            }
+            true
+        }
+        Err(error) => {
+            problem = Some(error);
+            false
+        }
+    })?;
+    match problem {
+        Some(problem) => Err(problem),
+        None => Ok(membership.voters.into_iter().flatten().collect()),
+    }
 }
 
 /// Whether a group has anything in the store besides a vote.

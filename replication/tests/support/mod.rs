@@ -15,7 +15,7 @@ use troth_protocol::message::{Request, Response};
 use troth_protocol::net::memory::Network;
 use troth_protocol::net::{BoxFuture, Identity, Peer, Role, Service};
 use troth_protocol::process::Memory;
-use troth_protocol::{ClusterId, GroupId, NodeId, ShardId};
+use troth_protocol::{ClusterId, GroupId, Incarnation, NodeId, ShardId};
 use troth_replication::{
     Batch, Committed, Directory, Family, Group, GroupConfig, Leadership, LogWriter, Machine, Span,
     StartError, Store, Throttle, Timing,
@@ -163,6 +163,7 @@ impl Plan<'_> {
         let config = GroupConfig {
             group: self.group,
             node,
+            incarnation: Incarnation(self.node),
             members: self.members.iter().copied().map(NodeId).collect::<BTreeSet<_>>(),
             transport: self.network.transport(identity),
             directory: self.directory,

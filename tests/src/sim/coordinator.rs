@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use troth_coordinator::command::{Command, Output, Settings};
+use troth_coordinator::command::{Command, Founding, Output, Settings};
 use troth_coordinator::leader::{Answer, Claim, Effect, Event, Leader, Now, OnePhase, RequestId};
 use troth_coordinator::recovery::PAGE;
 use troth_coordinator::state::State;
@@ -190,7 +190,9 @@ impl Coordinator {
             | Request::Map { .. }
             | Request::Register { .. }
             | Request::Moved { .. }
-            | Request::Carried { .. } => unreachable!("nobody asks this in a simulation"),
+            | Request::Carried { .. }
+            | Request::Ends { .. }
+            | Request::Greet(_) => unreachable!("nobody asks this in a simulation"),
         };
         self.resume(shared, then);
     }
@@ -499,9 +501,8 @@ impl Coordinator {
             self.refuse(shared, &then);
         }
         if leads {
-            let coordinators = self.state.catalog().map(|catalog| catalog.map.coordinators.clone());
-            let coordinators = coordinators.unwrap_or_default();
-            let lead = Command::Lead { coordinators, settings: self.settings };
+            let founding = Founding { settings: self.settings, ..Founding::default() };
+            let lead = Command::Lead { founding };
             self.log.take_lead(shared, Logged::Coordinator(lead));
         }
     }

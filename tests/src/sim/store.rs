@@ -42,6 +42,7 @@ impl CoordinatorDisk {
                 coordinator::Mutation::RecordsBefore(before) => {
                     self.records.retain(|txn, _| txn.start >= before);
                 }
+                coordinator::Mutation::Progress => {}
                 coordinator::Mutation::Catalog => self.catalog = state.catalog().cloned(),
             }
         }
@@ -50,7 +51,7 @@ impl CoordinatorDisk {
 
     /// The state that a process rebuilds from this.
     pub fn restore(&self) -> coordinator::State {
-        coordinator::State::restore(self.marks, self.catalog.clone(), self.unfinished.values().cloned())
+        coordinator::State::restore(self.marks, self.catalog.clone(), [], self.unfinished.values().cloned())
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use troth_coordinator::command::{Command, Settings};
+use troth_coordinator::command::{Command, Founding, Settings};
 use troth_coordinator::leader::Limits;
 use troth_protocol::message::Request;
 use troth_protocol::{ClusterId, GroupId, NodeId, Reject, ShardId};
@@ -518,9 +518,17 @@ fn first_disk(shape: Shape, settings: Settings) -> CoordinatorDisk {
         zone: String::new(),
         weight: 1,
         state: NodeState::Waiting,
+        incarnation: Default::default(),
     };
-    let lead = Command::Lead { coordinators: (1..=shape.coordinators).map(node).collect(), settings };
-    let register = |id: u8| Command::Register { node: node(id), folder: FolderId(id.into()) };
+    let founder = |id: u8| (NodeId(id.into()), node(id).address);
+    let founders = (1..=shape.coordinators).map(founder).collect();
+    let lead = Command::Lead { founding: Founding { founders, settings, ..Founding::default() } };
+    let register = |id: u8| Command::Register {
+        node: node(id),
+        folder: FolderId(id.into()),
+        previous: None,
+        progress: 0,
+    };
     let mut disk = CoordinatorDisk::default();
     let mut state = disk.restore();
     for command in std::iter::once(lead).chain((1..=shape.nodes).map(register)) {

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use troth_coordinator::config::PeerSection;
+use troth_protocol::FoundingId;
 use troth_protocol::clock::Clock;
 use troth_protocol::net::BoxFuture;
 use troth_protocol::net::tls::{CERTIFICATE_VALIDITY, Credentials};
@@ -264,6 +265,7 @@ impl Cluster {
         config.shards = self.shape.shards;
         config.replicas = 3;
         config.nodes = self.shape.nodes as u16;
+        config.founding = Some(FoundingId(1));
         // So that logs are cut, and members that were away get snapshots.
         config.log_entries_max = 200;
         self.boot_server(who, move |credentials, clock| {

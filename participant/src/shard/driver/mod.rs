@@ -29,6 +29,7 @@ use troth_replication::{
 };
 
 pub use self::reading::DISK_READS_MAX;
+use crate::hearing::Hearing;
 use crate::metrics::Metrics;
 use crate::mvcc::Mvcc;
 use crate::shard::command::{Command, Output};
@@ -50,6 +51,8 @@ pub struct Context {
     pub router: Arc<Router>,
     /// The wall clock.
     pub clock: Clock,
+    /// Which coordinators may be obeyed.
+    pub hearing: Arc<Hearing>,
     /// What happened to transactions lately.
     pub timeline: Arc<Timeline>,
     /// What is counted.
@@ -71,6 +74,7 @@ struct Inner {
     core: Arc<Core>,
     group: Group<ShardMachine>,
     router: Arc<Router>,
+    hearing: Arc<Hearing>,
     clock: Clock,
     metrics: Metrics,
     next_read: AtomicU64,
@@ -89,7 +93,7 @@ impl Shard {
     /// # Errors
     /// If what is stored is damaged, or the store cannot be read. Nothing was served then.
     pub async fn start(shard: ShardId, config: GroupConfig, context: Context) -> Result<Shard, StartError> {
-        let Context { store, writer, router, clock, timeline, metrics, disk_reads } = context;
+        let Context { store, writer, router, hearing, clock, timeline, metrics, disk_reads } = context;
         let core = Core::new(shard, &timeline);
         let machine = ShardMachine::new(&store, shard, &core);
         let group = Group::start(config, &store, &writer, machine).await?;
@@ -100,6 +104,7 @@ impl Shard {
             core,
             group,
             router,
+            hearing,
             clock,
             metrics,
             next_read: AtomicU64::new(0),
@@ -399,6 +404,10 @@ impl Inner {
         let request = coordinator::Request::Resolve { txns: txns.clone() };
         let deadline = Instant::now() + ASK_TIMEOUT;
         match self.router.coordinator(request, Resend::Idempotent, deadline).await {
+            Ok(coordinator::Response::Resolved { epoch, .. }) if self.hearing.obey(epoch).is_err() => {
+                tracing::warn!(shard = %self.shard, %epoch, "a coordinator that knows too little is not obeyed");
+                Event::NotResolved { txns }
+            }
             Ok(coordinator::Response::Resolved { epoch, resolutions }) if resolutions.len() == txns.len() => {
                 Event::Resolved { epoch, resolutions: txns.into_iter().zip(resolutions).collect() }
             }

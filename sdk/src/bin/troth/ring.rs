@@ -276,6 +276,7 @@ fn changed(map: &ClusterMap, change: &PlanCommand) -> Result<ClusterMap, Failure
                 zone: zone.clone(),
                 weight: *weight,
                 state: NodeState::Active,
+                incarnation: Default::default(),
             });
             map.nodes.sort_by_key(|node| node.id);
         }

@@ -1,0 +1,196 @@
+//! The coordinators in the replicated state: who belongs to them, and who is on the way in or out.
+//!
+//! ```text
+//!              add             they vote                remove           they do not vote
+//!   (nothing) ─────► joining ───────────► voting ─────────────► leaving ─────────────────► (nothing)
+//!                       ▲                   │ replace
+//!                       └── replacing ◄─────┘
+//!              it does not vote
+//! ```
+//!
+//! The state says what shall be. The leader changes the members of the group until they are that, and says so with
+//! `Seated`.
+
+use troth_protocol::message::admin::CoordinatorChange;
+use troth_protocol::{CoordinatorMember, MemberState, Node, NodeId, NodeState};
+
+use super::{Catalog, Mutation, State};
+
+/// How many coordinators there may be.
+const COORDINATORS_MAX: usize = 9;
+
+impl Catalog {
+    /// A coordinator by its number.
+    pub fn coordinator(&self, id: NodeId) -> Option<&CoordinatorMember> {
+        self.coordinators.iter().find(|member| member.id == id)
+    }
+
+    /// The coordinators that shall vote.
+    pub fn wanted_voters(&self) -> impl Iterator<Item = &CoordinatorMember> {
+        let stays =
+            |member: &&CoordinatorMember| matches!(member.state, MemberState::Voting | MemberState::Joining);
+        self.coordinators.iter().filter(stays)
+    }
+
+    /// Makes the map show those that may lead.
+    pub(super) fn show_coordinators(&mut self) {
+        let may_lead =
+            |member: &&CoordinatorMember| matches!(member.state, MemberState::Voting | MemberState::Leaving);
+        let node = |member: &CoordinatorMember| Node {
+            id: member.id,
+            address: member.address.clone(),
+            zone: String::new(),
+            weight: 0,
+            state: NodeState::Active,
+            incarnation: Default::default(),
+        };
+        let shown: Vec<Node> = self.coordinators.iter().filter(may_lead).map(node).collect();
+        if self.map.coordinators != shown {
+            self.map.coordinators = shown;
+            self.map.epoch.0 += 1;
+        }
+    }
+}
+
+impl State {
+    pub(super) fn change_coordinators(
+        &mut self,
+        index: u64,
+        change: CoordinatorChange,
+    ) -> Result<(), String> {
+        let catalog = self.catalog.as_mut().ok_or("there is no cluster yet")?;
+        match change {
+            CoordinatorChange::Add { members } => add(&mut catalog.coordinators, index, members)?,
+            CoordinatorChange::Remove { ids } => remove(&mut catalog.coordinators, &ids)?,
+            CoordinatorChange::Replace { id, address } => replace(&mut catalog.coordinators, id, address)?,
+        }
+        catalog.show_coordinators();
+        Ok(())
+    }
+
+    /// The group has these voters.
+    pub(super) fn seat(&mut self, index: u64, voters: &[NodeId], mutations: &mut Vec<Mutation>) {
+        let Some(catalog) = &mut self.catalog else { return };
+        let before = catalog.coordinators.clone();
+        let votes = |member: &CoordinatorMember| voters.contains(&member.id);
+        catalog.coordinators.retain(|member| member.state != MemberState::Leaving || votes(member));
+        for member in &mut catalog.coordinators {
+            match member.state {
+                MemberState::Joining if votes(member) => member.state = MemberState::Voting,
+                MemberState::Replacing if !votes(member) => {
+                    // What its folder had does not count from here on.
+                    (member.state, member.since) = (MemberState::Joining, index);
+                }
+                _ => {}
+            }
+        }
+        if catalog.coordinators != before {
+            catalog.show_coordinators();
+            mutations.push(Mutation::Catalog);
+        }
+    }
+
+    /// A coordinator says where it listens.
+    pub(super) fn find(&mut self, id: NodeId, address: String, mutations: &mut Vec<Mutation>) {
+        let Some(catalog) = &mut self.catalog else { return };
+        let moved = |member: &&mut CoordinatorMember| member.id == id && member.address != address;
+        if let Some(member) = catalog.coordinators.iter_mut().find(moved) {
+            member.address = address;
+            catalog.show_coordinators();
+            mutations.push(Mutation::Catalog);
+        }
+    }
+}
+
+fn add(
+    coordinators: &mut Vec<CoordinatorMember>,
+    index: u64,
+    members: Vec<(NodeId, String)>,
+) -> Result<(), String> {
+    for (at, (id, address)) in members.iter().enumerate() {
+        if id.0 == 0 || !address.contains(':') {
+            return Err(format!("{id}={address}: a number is 1 or more, and an address is host:port"));
+        }
+        if members[..at].iter().any(|(other, place)| other == id || place == address) {
+            return Err(format!("{id}={address}: a number or address is named twice"));
+        }
+        if let Some(other) = coordinators.iter().find(|member| member.id != *id && member.address == *address)
+        {
+            return Err(format!("coordinator {} is at {address} already", other.id));
+        }
+        match coordinators.iter().find(|member| member.id == *id) {
+            // Whoever asks once more, because the answer was lost, has what was asked for.
+            Some(member) if member.address == *address && member.state != MemberState::Leaving => {}
+            Some(member) if member.state == MemberState::Joining => {}
+            Some(member) => {
+                let (state, place) = (member.state.name(), &member.address);
+                return Err(format!(
+                    "coordinator {id} is {state} at {place}; if its folder is lost: `troth coordinator replace {id}`"
+                ));
+            }
+            None => {}
+        }
+    }
+    for (id, address) in members {
+        match coordinators.iter_mut().find(|member| member.id == id) {
+            Some(member) => member.address = address,
+            None => {
+                coordinators.push(CoordinatorMember {
+                    id,
+                    address,
+                    since: index,
+                    state: MemberState::Joining,
+                });
+            }
+        }
+    }
+    coordinators.sort_by_key(|member| member.id);
+    if coordinators.len() > COORDINATORS_MAX {
+        return Err(format!("there may be {COORDINATORS_MAX} coordinators at most"));
+    }
+    Ok(())
+}
+
+fn remove(coordinators: &mut [CoordinatorMember], ids: &[NodeId]) -> Result<(), String> {
+    if let Some(unknown) = ids.iter().find(|id| coordinators.iter().all(|member| member.id != **id)) {
+        return Err(format!("there is no coordinator {unknown}"));
+    }
+    let stays =
+        |member: &&CoordinatorMember| member.state == MemberState::Voting && !ids.contains(&member.id);
+    if !coordinators.iter().any(|member| stays(&member)) {
+        return Err("nobody would be left who votes; add another coordinator first".into());
+    }
+    for member in coordinators.iter_mut().filter(|member| ids.contains(&member.id)) {
+        member.state = MemberState::Leaving;
+    }
+    Ok(())
+}
+
+fn replace(
+    coordinators: &mut [CoordinatorMember],
+    id: NodeId,
+    address: Option<String>,
+) -> Result<(), String> {
+    if let Some(address) = &address
+        && !address.contains(':')
+    {
+        return Err(format!("{address}: an address is host:port"));
+    }
+    let others =
+        coordinators.iter().filter(|member| member.id != id && member.state == MemberState::Voting).count();
+    let unknown =
+        || format!("there is no coordinator {id}; `troth coordinator add {id} HOST:PORT` lets one in");
+    let member = coordinators.iter_mut().find(|member| member.id == id).ok_or_else(unknown)?;
+    match member.state {
+        MemberState::Leaving => return Err(format!("coordinator {id} is leaving already")),
+        MemberState::Voting if others == 0 => {
+            return Err(format!("coordinator {id} is the only one; there is nobody to take its place from"));
+        }
+        MemberState::Voting => member.state = MemberState::Replacing,
+        MemberState::Joining | MemberState::Replacing => {}
+    }
+    if let Some(address) = address {
+        member.address = address;
+    }
+    Ok(())
+}
