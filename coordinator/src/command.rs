@@ -15,6 +15,8 @@ pub enum Command {
     /// A leader's first entry. Its index is the leader's epoch: what earlier leaders proposed is
     /// void after it.
     Lead {
+        /// Which start of a coordinator leads.
+        leader: Incarnation,
         /// What a new cluster shall be like; ignored by an old one.
         founding: Founding,
     },

@@ -27,9 +27,13 @@ pub struct File {
     pub advertise: Option<String>,
     /// The data folder.
     pub data: Option<PathBuf>,
-    /// All coordinators, this one among them; left out: it is the only one.
+    /// The coordinators that found the cluster, this one among them; left out: it is the only one. Later it only
+    /// says where to ask first.
     #[serde(default)]
     pub coordinator: Vec<PeerSection>,
+    /// Some of the coordinators of the cluster that this one joins: `host:port` each.
+    #[serde(default)]
+    pub coordinators: Vec<String>,
     /// What a new cluster shall be like.
     #[serde(default)]
     pub cluster: ClusterSection,
@@ -117,8 +121,10 @@ pub struct PlacementSection {
 pub struct Config {
     /// Number, address, folder.
     pub basics: Basics,
-    /// All coordinators; empty: this is the only one.
+    /// The coordinators that found the cluster; empty: this one alone.
     pub coordinators: Vec<PeerSection>,
+    /// Where some of the coordinators are.
+    pub seeds: Vec<String>,
     /// The number of shards of a new cluster.
     pub shards: u16,
     /// How many replicas a shard of a new cluster has.
@@ -143,6 +149,7 @@ impl Config {
         Config {
             basics: Basics::new(id, data),
             coordinators: Vec::new(),
+            seeds: Vec::new(),
             shards: 16,
             replicas: 1,
             nodes: 1,
@@ -173,6 +180,9 @@ impl File {
             basics.check_findable(source)?;
         }
         self.check_coordinators(basics.id, source)?;
+        if let Some(wrong) = self.coordinators.iter().find(|address| !address.contains(':')) {
+            return Err(source.error("coordinators", format!("{wrong:?} has no port; write host:port")));
+        }
         let (shards, replicas, nodes) = self.resolve_cluster(source)?;
         let founding = self.cluster.founding.as_deref().map(str::parse).transpose();
         let founding = founding.map_err(|error: FoundingIdError| source.error("cluster.founding", error))?;
@@ -189,6 +199,7 @@ impl File {
             timing: Timing { heartbeat, election, stall: self.raft.stall(timing.stall, source)? },
             log_entries_max: self.raft.log_entries(source)?,
             coordinators: self.coordinator,
+            seeds: self.coordinators,
         })
     }
 

@@ -48,6 +48,11 @@ pub struct Core {
     pub map_epoch: watch::Sender<MapEpoch>,
     /// What happened to transactions lately.
     pub timeline: Timeline,
+    /// The last entry that was in the log when this process was started.
+    began_at: u64,
+    /// Whether what is here is known to be no older copy: the log has gone on in this life, which it does only under
+    /// a leader of whom participants have confirmed that.
+    pub trusted: watch::Sender<bool>,
 }
 
 /// What the lock protects.
@@ -72,8 +77,8 @@ impl Inner {
 }
 
 impl Core {
-    /// A core without a state.
-    pub fn new(store: &Store, clock: &Clock) -> Arc<Core> {
+    /// A core without a state. `doubt`: what was the last entry of the log at the start, if it may be an older copy.
+    pub fn new(store: &Store, clock: &Clock, doubt: Option<u64>) -> Arc<Core> {
         let inner =
             Inner { state: State::default(), leader: None, requests: HashMap::new(), todo: Vec::new() };
         Arc::new(Core {
@@ -83,6 +88,8 @@ impl Core {
             changed: Notify::new(),
             map_epoch: watch::channel(MapEpoch(0)).0,
             timeline: Timeline::new(clock),
+            began_at: doubt.unwrap_or(0),
+            trusted: watch::channel(doubt.is_none()).0,
         })
     }
 
@@ -289,6 +296,9 @@ impl Machine for CoordinatorMachine {
                 _ => {}
             }
             outputs.push(output);
+        }
+        if commands.last().is_some_and(|(index, _)| *index > self.core.began_at) {
+            self.core.trusted.send_if_modified(|trusted| !std::mem::replace(trusted, true));
         }
         batch.put(CATALOG, MARKS_KEY, &encode(inner.state.marks()));
         let committed = batch.commit()?;

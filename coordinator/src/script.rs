@@ -242,7 +242,7 @@ impl Stage {
     fn lead(&mut self) {
         let settings = Settings { cluster: Default::default(), shards: self.shards, replicas: 1, nodes: 1 };
         let founding = Founding { settings, ..Founding::default() };
-        let Output::Leads(epoch) = self.apply(Command::Lead { founding }) else {
+        let Output::Leads(epoch) = self.apply(Command::Lead { leader: Default::default(), founding }) else {
             panic!("a lead leads to an epoch");
         };
         self.sent.clear();

@@ -71,7 +71,7 @@ impl Server {
                 nodes: config.nodes,
             },
         };
-        let seeds = listed.values().map(|address| Peer::coordinator(address)).collect();
+        let seeds = listed.values().chain(&config.seeds).map(|address| Peer::coordinator(address)).collect();
         let peers = Peers::open(id, listed, plan, &base.store, &writer).map_err(StartError::from)?;
         let (peers, notices) = (Arc::new(peers), Arc::new(Notices::new(&clock)));
 
@@ -82,7 +82,15 @@ impl Server {
         base.quic.serve(Arc::new(front));
         let address = base.address.clone();
         let at = (&base.store, &writer);
-        let door = Door::new(id, address, peers.clone(), transport.clone(), notices.clone(), at);
+        let door = Door::new(
+            id,
+            address,
+            peers.clone(),
+            transport.clone(),
+            notices.clone(),
+            config.seeds.clone(),
+            at,
+        );
         let door = door.await.map_err(StartError::from)?;
         let entry = match door.enter().await {
             Ok(entry) => entry,
@@ -94,7 +102,7 @@ impl Server {
         };
 
         let router = Arc::new(Router::new(transport.clone(), seeds));
-        let core = Core::new(&base.store, &clock);
+        let core = Core::new(&base.store, &clock, entry.last);
         let group = GroupConfig {
             group: GroupId::Coordinator,
             node: id,
@@ -112,7 +120,6 @@ impl Server {
             door,
             peers: peers.clone(),
             notices,
-            alone: entry.alone,
             limits: config.limits,
             rules: config.rules,
             slow: config.basics.slow,
@@ -175,8 +182,9 @@ impl Running for Server {
     fn shutdown(self) -> BoxFuture<'static, ()> {
         Box::pin(async {
             let Server { base, coordinator } = self;
-            base.quic.close().await;
+            // Its last greeting says how far its folder was in the end.
             coordinator.shutdown().await;
+            base.quic.close().await;
             drop(coordinator);
             base.close().await;
         })

@@ -17,7 +17,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use troth_protocol::{
-    ClusterMap, CoordinatorMember, Epoch, FolderId, MemberState, Node, NodeId, NodeState, Timestamp, TxnId,
+    ClusterMap, CoordinatorMember, Epoch, FolderId, Incarnation, MemberState, Node, NodeId, NodeState,
+    Timestamp, TxnId,
 };
 
 use crate::command::{Command, Decision, Founding, Output, Record, Settings, Verdict};
@@ -50,6 +51,8 @@ pub enum Mutation {
 pub struct Marks {
     /// The epoch of the last leader: the index of its `Lead`.
     pub epoch: Epoch,
+    /// Which start of a coordinator that is.
+    pub leader: Incarnation,
     /// No timestamp at or above this was handed out.
     pub ceiling: Timestamp,
     /// No record of a transaction that began before this is kept, unless it is unfinished.
@@ -196,8 +199,9 @@ impl State {
         mutations: &mut Vec<Mutation>,
     ) -> io::Result<Output> {
         Ok(match command {
-            Command::Lead { founding } => {
+            Command::Lead { leader, founding } => {
                 self.marks.epoch = Epoch(index);
+                self.marks.leader = leader;
                 if self.catalog.is_none() {
                     self.catalog = Some(Catalog::new(founding));
                     mutations.push(Mutation::Catalog);

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use troth_protocol::message::coordinator::Heard;
 use troth_protocol::mutation::{self, Bug};
 use troth_protocol::wire::{decode, encode};
-use troth_protocol::{Epoch, Reject};
+use troth_protocol::{Epoch, Incarnation, Reject};
 use troth_replication::families::META;
 use troth_replication::{LogWriter, Store};
 
@@ -46,7 +46,10 @@ impl Hearing {
         if !may_lead(heard, epoch) && !mutation::on(Bug::FormsAGroupFromAnEmptyFolder) {
             return Err(Reject::CoordinatorPassed { epoch, index: heard.index });
         }
-        heard.epoch = heard.epoch.max(epoch);
+        if epoch > heard.epoch {
+            // Which start that is, it says when this node makes itself known.
+            (heard.epoch, heard.leader) = (epoch, Incarnation(0));
+        }
         Ok(())
     }
 
@@ -56,14 +59,11 @@ impl Hearing {
             let mut heard = self.heard.lock();
             let now = match *heard {
                 None => told,
-                Some(before) if before.lineage != told.lineage || !may_lead(&before, told.epoch) => {
+                Some(before) if !may_follow(&before, &told) => {
                     return Ok(mutation::on(Bug::FormsAGroupFromAnEmptyFolder));
                 }
-                Some(before) => Heard {
-                    lineage: told.lineage,
-                    epoch: before.epoch.max(told.epoch),
-                    index: before.index.max(told.index),
-                },
+                Some(before) if before.epoch > told.epoch => before,
+                Some(before) => Heard { index: before.index.max(told.index), ..told },
             };
             if *heard == Some(now) {
                 return Ok(true);
@@ -82,6 +82,14 @@ fn may_lead(heard: &Heard, epoch: Epoch) -> bool {
     epoch <= heard.epoch || epoch.0 > heard.index + BLANK
 }
 
+/// Whether a leader that says this knows all that was heard before.
+fn may_follow(before: &Heard, told: &Heard) -> bool {
+    // One with the same epoch that is another start has gone on from an older copy.
+    let forked =
+        told.epoch == before.epoch && told.leader != before.leader && before.leader != Incarnation(0);
+    told.lineage == before.lineage && may_lead(before, told.epoch) && !forked
+}
+
 #[cfg(test)]
 mod tests {
     use troth_protocol::Lineage;
@@ -96,10 +104,15 @@ mod tests {
         let writer = LogWriter::start(&store);
         let hearing = Hearing::open(&store).expect("empty");
         assert_eq!((hearing.heard(), hearing.obey(Epoch(7))), (None, Ok(())));
-        let told = |lineage, epoch, index| Heard { lineage: Lineage(lineage), epoch: Epoch(epoch), index };
+        let told = |lineage, epoch, index| {
+            let leader = Incarnation(epoch);
+            Heard { lineage: Lineage(lineage), epoch: Epoch(epoch), leader, index }
+        };
         let hear = async |hearing: &Hearing, told| hearing.hear(told, &writer).await.expect("written");
         assert!(hear(&hearing, told(1, 7, 100)).await);
         assert!(!hear(&hearing, told(2, 200, 300)).await, "another lineage");
+        let forked = Heard { leader: Incarnation(1), ..told(1, 7, 110) };
+        assert!(!hear(&hearing, forked).await, "another start with the same epoch");
         for (epoch, obeyed) in [(3, true), (7, true), (8, false), (100, false), (101, false), (102, true)] {
             let hearing = Hearing::open(&store).expect("readable");
             // What was written lazily is there when something later is durable.

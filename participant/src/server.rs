@@ -72,8 +72,9 @@ impl Running for Server {
     fn shutdown(self) -> BoxFuture<'static, ()> {
         Box::pin(async {
             let Server { base, node } = self;
-            base.quic.close().await;
+            // Its last sign of life says how far its folder was in the end.
             node.shutdown().await;
+            base.quic.close().await;
             drop(node);
             base.close().await;
         })

@@ -196,7 +196,21 @@ impl Router {
         resend: Resend,
         deadline: Instant,
     ) -> Result<coordinator::Response, RouteError> {
-        match self.call(GroupId::Coordinator, Request::Coordinator(request), resend, deadline).await? {
+        self.coordinator_afresh(|| request.clone(), resend, deadline).await
+    }
+
+    /// The same with a request that is made anew for each attempt: what it says may have changed meanwhile.
+    ///
+    /// # Errors
+    /// As [`Router::coordinator`].
+    pub async fn coordinator_afresh(
+        &self,
+        make: impl Fn() -> coordinator::Request,
+        resend: Resend,
+        deadline: Instant,
+    ) -> Result<coordinator::Response, RouteError> {
+        let make = || Request::Coordinator(make());
+        match self.call(GroupId::Coordinator, make, resend, deadline).await? {
             Response::Coordinator(response) => Ok(response),
             Response::Shard(_) | Response::Raft(_) | Response::Admin(_) | Response::Rejected(_) => {
                 Err(RouteError::WrongAnswer)
@@ -216,7 +230,8 @@ impl Router {
         resend: Resend,
         deadline: Instant,
     ) -> Result<shard::Response, RouteError> {
-        match self.call(GroupId::Shard(shard), Request::Shard { shard, request }, resend, deadline).await? {
+        let make = || Request::Shard { shard, request: request.clone() };
+        match self.call(GroupId::Shard(shard), make, resend, deadline).await? {
             Response::Shard(response) => Ok(response),
             Response::Coordinator(_) | Response::Raft(_) | Response::Admin(_) | Response::Rejected(_) => {
                 Err(RouteError::WrongAnswer)
@@ -227,7 +242,7 @@ impl Router {
     async fn call(
         &self,
         group: GroupId,
-        request: Request,
+        make: impl Fn() -> Request,
         resend: Resend,
         deadline: Instant,
     ) -> Result<Response, RouteError> {
@@ -244,7 +259,7 @@ impl Router {
                 Resend::Idempotent => deadline.min(Instant::now() + ATTEMPT_TIMEOUT),
                 Resend::OnlyUnsent => deadline,
             };
-            let error = match self.attempt(group, &peer, request.clone(), attempt_deadline).await {
+            let error = match self.attempt(group, &peer, make(), attempt_deadline).await {
                 Ok(Response::Rejected(reject)) => RouteError::Rejected(reject),
                 Ok(response) => {
                     self.remember(group, peer);

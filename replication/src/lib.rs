@@ -47,4 +47,4 @@ pub use machine::{Batch, Committed, Machine, Span};
 pub use network::Directory;
 pub use rocks::{Family, OpenError, Reach, Store, StoreError, all_closed, families};
 pub use snapshot::outgoing::{SnapshotBytes, Throttle, TransferProgress};
-pub use snapshot::{applied, erase, is_known, stored_voters};
+pub use snapshot::{applied, erase, is_known, last_stored, stored_voters};

@@ -152,6 +152,19 @@ pub struct Newcomer {
     pub hosting: Hosting,
 }
 
+/// A coordinator that shall be let in.
+#[derive(Clone, Debug)]
+pub struct NewCoordinator {
+    /// Its number: unique among coordinators.
+    pub id: u64,
+    /// Where it will listen: `host:port`.
+    pub listen: String,
+    /// Where some of the others listen: it asks them whether it is let in.
+    pub others: Vec<String>,
+    /// How it lives on its machine.
+    pub hosting: Hosting,
+}
+
 /// A folder with the files of a cluster.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -337,6 +350,31 @@ impl Layout {
     pub fn add_participant(&self, newcomer: &Newcomer) -> Result<PathBuf, LayoutError> {
         Layout::check_hosting(&newcomer.hosting, &newcomer.listen)?;
         self.write_participant(&self.authority()?, newcomer)
+    }
+
+    /// Makes what one more coordinator needs to start: `coordinator-<id>.toml`, and its certificate.
+    ///
+    /// # Errors
+    /// If it is there already, the folder holds no cluster, or cannot be written.
+    pub fn add_coordinator(&self, newcomer: &NewCoordinator) -> Result<PathBuf, LayoutError> {
+        let NewCoordinator { id, listen, others, hosting } = newcomer;
+        Layout::check_hosting(hosting, listen)?;
+        let name = format!("coordinator-{id}");
+        let path = self.folder.join(format!("{name}.toml"));
+        if path.exists() {
+            return Err(LayoutError::Exists { path });
+        }
+        self.issue(&self.authority()?, Role::Coordinator, &name, CERTIFICATE_VALIDITY)?;
+        if hosting.console {
+            self.console_token()?;
+        }
+        let text = format!(
+            "id = {id}\nlisten = \"{listen}\"\ndata = {}\ncoordinators = {others:?}\n\n{}",
+            hosting.data_of(&name),
+            hosting.section(listen, Role::Coordinator) + &tls(&name)
+        );
+        self.write(&format!("{name}.toml"), &text, false)?;
+        Ok(path)
     }
 
     fn write_participant(&self, authority: &Authority, newcomer: &Newcomer) -> Result<PathBuf, LayoutError> {

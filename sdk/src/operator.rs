@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 pub use troth_protocol::message::admin::{
-    CoordinatorStatus, Fault, FaultAction, FaultPoint, FaultStatus, InDoubt, NodeChange, ParticipantStatus,
-    ShardStatus, TxnAtShard, TxnKnowledge,
+    CoordinatorChange, CoordinatorStatus, Fault, FaultAction, FaultPoint, FaultStatus, InDoubt, NodeChange,
+    Notice, ParticipantStatus, ShardStatus, TxnAtShard, TxnKnowledge,
 };
 use troth_protocol::message::admin::{Request as Ask, Response as Told};
 pub use troth_protocol::message::overview::{
@@ -21,7 +21,7 @@ pub use troth_protocol::net::Peer;
 use troth_protocol::net::quic::Quic;
 use troth_protocol::net::{CallError, Transport};
 use troth_protocol::routing::Router;
-use troth_protocol::{ClusterMap, Node, NodeId, Reject, ShardId, TxnId};
+use troth_protocol::{ClusterMap, CoordinatorMember, Node, NodeId, NodeState, Reject, ShardId, TxnId};
 
 use crate::client::bind;
 use crate::config::ClientConfig;
@@ -197,10 +197,24 @@ impl Operator {
     pub async fn status(&self) -> ClusterStatus {
         self.refresh_map().await;
         let map = self.map();
-        let coordinators = map
-            .coordinators
-            .iter()
-            .map(async |node| (node.clone(), self.coordinator(&Peer::coordinator(&node.address)).await));
+        let mut known = map.coordinators.clone();
+        if known.is_empty() {
+            // Nobody has told a map: those of the configuration, whoever they are.
+            let unknown = |peer: &Peer| Node {
+                id: NodeId(0),
+                address: peer.address.to_string(),
+                zone: String::new(),
+                weight: 0,
+                state: NodeState::Active,
+                incarnation: Default::default(),
+            };
+            known = self.coordinators().iter().map(unknown).collect();
+        }
+        let coordinators = known.into_iter().map(async |mut node| {
+            let told = self.coordinator(&Peer::coordinator(&node.address)).await;
+            node.id = told.as_ref().map_or(node.id, |status| status.id);
+            (node, told)
+        });
         let participants = map
             .nodes
             .iter()
@@ -289,6 +303,29 @@ impl Operator {
         }
     }
 
+    /// Changes who belongs to the coordinators. It is done later: [`Operator::members`] tells when.
+    ///
+    /// # Errors
+    /// If nobody leads, or the leader refuses; the reason says what would be right.
+    pub async fn change_coordinators(&self, change: CoordinatorChange) -> Result<(), OperatorError> {
+        match self.ask_leader(Ask::Coordinators(change), Instant::now() + ANSWER_TIMEOUT).await? {
+            (_, Told::CoordinatorsChanged) => Ok(()),
+            (peer, _) => Err(OperatorError::WrongAnswer { peer }),
+        }
+    }
+
+    /// Who belongs to the coordinators, in the words of their leader.
+    ///
+    /// # Errors
+    /// If nobody leads.
+    pub async fn members(&self) -> Result<Vec<CoordinatorMember>, OperatorError> {
+        self.refresh_map().await;
+        let answers = self.coordinators().into_iter().map(async |peer| self.coordinator(&peer).await);
+        let answers = join_all(answers).await.into_iter().flatten();
+        let leading = answers.filter(|status| status.epoch.is_some()).max_by_key(|status| status.epoch);
+        leading.map(|status| status.members).ok_or(OperatorError::NoLeader)
+    }
+
     /// Asks each coordinator until one says that it leads.
     async fn ask_leader(&self, request: Ask, deadline: Instant) -> Result<(Peer, Told), OperatorError> {
         let mut last = OperatorError::NoLeader;
@@ -335,7 +372,7 @@ impl Operator {
 
 #[cfg(test)]
 mod tests {
-    use troth_protocol::{ClusterId, Epoch, MapEpoch, NodeState};
+    use troth_protocol::{ClusterId, Epoch, MapEpoch};
 
     use super::*;
 

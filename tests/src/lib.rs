@@ -6,6 +6,7 @@ pub mod disk;
 pub mod drill;
 pub mod fuzz;
 pub mod history;
+pub mod ledger;
 pub mod model;
 pub mod network;
 pub mod page;

@@ -9,8 +9,9 @@
 //!                 somebody remembers a start that this folder does not know ──► it is an older copy, and ends
 //! ```
 //!
-//! An empty folder without the word never founds anything: what is empty may have been lost. A coordinator that is the
-//! only one has nobody to ask; it waits until most participants have told it how far the coordinators were.
+//! An empty folder without the word never founds anything: what is empty may have been lost. Coordinators that have all
+//! been started again may all have older copies, and one that is the only one has nobody to ask: so the first leader
+//! after a start waits until half of the participants have told it how far the coordinators were.
 
 pub mod peers;
 
@@ -27,7 +28,7 @@ use troth_protocol::message::{Request, Response, coordinator};
 use troth_protocol::mutation::{self, Bug};
 use troth_protocol::net::{Peer, Transport};
 use troth_protocol::{FoundingId, GroupId, Incarnation, NodeId};
-use troth_replication::{Incarnations, LogWriter, Store, stored_voters};
+use troth_replication::{Incarnations, LogWriter, Store, last_stored, stored_voters};
 
 use self::peers::{Membership, Peers, Standing};
 use crate::notices::Notices;
@@ -54,8 +55,9 @@ const ELSEWHERE_PATIENCE: Duration = Duration::from_secs(20);
 pub struct Entry {
     /// With whom it founds the group; empty: it goes on, or waits to be let in.
     pub founders: BTreeSet<NodeId>,
-    /// It is the only one that votes, and has a past that nobody else could tell it of.
-    pub alone: bool,
+    /// The last entry of the log that is here; `None`: nothing is. Nobody but participants can tell whether all that
+    /// are there have older copies.
+    pub last: Option<u64>,
 }
 
 /// It may not; the reason says what to do.
@@ -78,8 +80,17 @@ pub struct Door {
     incarnations: Incarnations,
     transport: Arc<dyn Transport>,
     notices: Arc<Notices>,
+    /// Where it may ask besides, by its configuration.
+    seeds: Vec<String>,
     /// What each of the others remembered, if this folder has begun that too.
     previous: Mutex<BTreeMap<NodeId, Incarnation>>,
+}
+
+/// One that is asked with an empty folder.
+struct Whom {
+    name: String,
+    /// It is to found the group too.
+    listed: bool,
 }
 
 /// What came of a greeting.
@@ -106,11 +117,12 @@ impl Door {
         peers: Arc<Peers>,
         transport: Arc<dyn Transport>,
         notices: Arc<Notices>,
+        seeds: Vec<String>,
         (store, writer): (&Store, &LogWriter),
     ) -> io::Result<Door> {
         let incarnations = Incarnations::begin(store, writer).await?;
         let (store, previous) = (store.clone(), Mutex::default());
-        Ok(Door { id, address, store, peers, incarnations, transport, notices, previous })
+        Ok(Door { id, address, store, peers, incarnations, transport, notices, seeds, previous })
     }
 
     /// Where others find this coordinator.
@@ -148,7 +160,8 @@ impl Door {
             self.be_noted(&voters, membership.since).await?;
         }
         let founders = if stored.is_empty() { founders } else { BTreeSet::new() };
-        Ok(Entry { alone: stored == BTreeSet::from([self.id]), founders })
+        let last = last_stored(&self.store, GroupId::Coordinator)?;
+        Ok(Entry { last: (!stored.is_empty()).then_some(last), founders })
     }
 
     /// Says so if the files list others than there are.
@@ -175,11 +188,16 @@ impl Door {
     async fn begin(&self, plan: &Plan) -> Result<Membership, Refusal> {
         let mut patience = Patience { began: Instant::now(), said: None };
         let others = self.peers.listed();
-        let found = || Membership { since: 0, founding: plan.founding, founders: plan.listed.clone() };
+        let found = || Membership {
+            since: 0,
+            founding: plan.founding,
+            founders: plan.listed.clone(),
+            hosts: Vec::new(),
+        };
         if mutation::on(Bug::FormsAGroupFromAnEmptyFolder) {
             return Ok(found());
         }
-        if plan.founding.is_none() && others.is_empty() {
+        if plan.founding.is_none() && others.is_empty() && self.seeds.is_empty() {
             return Err(forbidden(format!(
                 "coordinator {} has an empty data folder, and was not told to found a cluster: if it had one, put its \
                  folder back; for a new cluster write `founding = \"<16 hexadecimal digits>\"` into the section \
@@ -188,27 +206,27 @@ impl Door {
             )));
         }
         loop {
-            let answers = self.ask_all(&others, || Folder::Empty(plan.clone())).await;
+            let answers = self.ask_all(&others, plan).await;
             let (mut agree, mut missing) = (0, Vec::new());
-            for (peer, answer) in answers {
+            for (whom, answer) in answers {
                 match answer {
-                    Answer::Welcome(Welcome::Empty(other)) if other == *plan => agree += 1,
-                    Answer::Welcome(Welcome::Empty(other)) if plan.founding.is_some() => {
-                        return Err(self.disagrees(plan, peer, &other));
+                    Answer::Welcome(Welcome::Empty(other)) if whom.listed && other == *plan => agree += 1,
+                    Answer::Welcome(Welcome::Empty(other)) if whom.listed && plan.founding.is_some() => {
+                        return Err(self.disagrees(plan, &whom.name, &other));
                     }
                     Answer::Welcome(Welcome::Formed { founding, members, place }) => {
-                        match self.placed(plan, founding, &members, place)? {
+                        match self.placed(plan, founding, members, place)? {
                             Some(membership) if membership.since > 0 => return Ok(membership),
-                            Some(_) => agree += 1,
-                            None => missing.push(format!("coordinator {peer} is about to let this one in")),
+                            Some(_) => agree += usize::from(whom.listed),
+                            None => missing.push(format!("{} is about to let this one in", whom.name)),
                         }
                     }
                     Answer::Welcome(Welcome::Empty(_)) => {
-                        missing.push(format!("the folder of coordinator {peer} is empty too"));
+                        missing.push(format!("the folder of {} is empty too", whom.name));
                     }
-                    Answer::Welcome(_) => missing.push(format!("coordinator {peer} says something else")),
+                    Answer::Welcome(_) => missing.push(format!("{} says something else", whom.name)),
                     Answer::Silence(reason) => {
-                        missing.push(format!("coordinator {peer} does not answer: {reason}"))
+                        missing.push(format!("{} does not answer: {reason}", whom.name));
                     }
                 }
             }
@@ -236,15 +254,18 @@ impl Door {
         &self,
         plan: &Plan,
         founding: Option<FoundingId>,
-        members: &[NodeId],
+        hosts: Vec<(NodeId, String)>,
         place: Place,
     ) -> Result<Option<Membership>, Refusal> {
-        let (id, address, members) = (self.id, &self.address, numbers(members));
+        let (id, address, members) = (self.id, &self.address, numbers(hosts.iter().map(|(id, _)| id)));
         match place {
-            Place::Awaited { since } => Ok(Some(Membership { since, founding: None, founders: Vec::new() })),
+            Place::Awaited { since } => {
+                Ok(Some(Membership { since, founding: None, founders: Vec::new(), hosts }))
+            }
             Place::Replacing => Ok(None),
             Place::Founder if plan.founding.is_some() && plan.founding == founding => {
-                Ok(Some(Membership { since: 0, founding, founders: plan.listed.clone() }))
+                let founders = plan.listed.clone();
+                Ok(Some(Membership { since: 0, founding, founders, hosts: Vec::new() }))
             }
             Place::Stranger => Err(forbidden(format!(
                 "coordinators {members} have formed a cluster, and {id} is none of them: let it in with \
@@ -258,17 +279,17 @@ impl Door {
         }
     }
 
-    fn disagrees(&self, plan: &Plan, peer: NodeId, other: &Plan) -> Refusal {
+    fn disagrees(&self, plan: &Plan, peer: &str, other: &Plan) -> Refusal {
         let id = self.id;
         if other.listed != plan.listed {
             let (ours, theirs) = (numbers(&plan.listed), numbers(&other.listed));
             return forbidden(format!(
-                "coordinator {id} was told to found a cluster with coordinators {ours}, and coordinator {peer} lists \
+                "coordinator {id} was told to found a cluster with coordinators {ours}, and {peer} lists \
                  {theirs}: all must list the same"
             ));
         }
         forbidden(format!(
-            "coordinator {id} was told to found a cluster, and coordinator {peer} was told another word or none: \
+            "coordinator {id} was told to found a cluster, and {peer} was told another word or none: \
              `cluster.founding` must be the same in the configurations of all"
         ))
     }
@@ -320,7 +341,8 @@ impl Door {
     /// Tells the others again and again who this one is. Returns why it must not go on, once that is so.
     pub async fn stay(&self) -> String {
         loop {
-            sleep(TELL_INTERVAL).await;
+            // Who is new must know at once who speaks.
+            let _ = timeout(TELL_INTERVAL, self.peers.changed()).await;
             let Standing::Member(membership) = self.peers.standing() else { continue };
             if mutation::on(Bug::FormsAGroupFromAnEmptyFolder) {
                 continue;
@@ -328,6 +350,14 @@ impl Door {
             if let Err(refusal) = self.tell_all(membership.since).await {
                 return refusal.to_string();
             }
+        }
+    }
+
+    /// Tells the others how far this one was, as nobody may know less of it when it comes back.
+    pub async fn tell_the_end(&self) {
+        if let Standing::Member(membership) = self.peers.standing() {
+            // They may be gone, or know of another one: this one ends anyway.
+            let _ = timeout(FAREWELL_PATIENCE, self.tell_all(membership.since)).await;
         }
     }
 
@@ -365,17 +395,29 @@ impl Door {
             previous: self.previous.lock().get(&peer).copied().or(self.incarnations.previous()),
             progress: self.store.progress(),
         };
-        self.greet(peer, folder).await
+        self.greet(Some(peer), self.peers.addresses(peer), folder).await
     }
 
-    async fn ask_all(&self, peers: &[NodeId], folder: impl Fn() -> Folder) -> Vec<(NodeId, Answer)> {
-        join_all(peers.iter().map(async |peer| (*peer, self.greet(*peer, folder()).await))).await
+    /// Asks everybody whom the configuration names, with an empty folder.
+    async fn ask_all(&self, others: &[NodeId], plan: &Plan) -> Vec<(Whom, Answer)> {
+        let listed = others.iter().map(|id| {
+            let whom = Whom { name: format!("coordinator {id}"), listed: true };
+            (whom, Some(*id), self.peers.addresses(*id))
+        });
+        let seeds = self.seeds.iter().map(|address| {
+            let whom = Whom { name: format!("the coordinator at {address}"), listed: false };
+            (whom, None, vec![address.clone()])
+        });
+        let asked = listed.chain(seeds).map(async |(whom, to, addresses)| {
+            (whom, self.greet(to, addresses, Folder::Empty(plan.clone())).await)
+        });
+        join_all(asked).await
     }
 
     /// Greets another one wherever it may be.
-    async fn greet(&self, to: NodeId, folder: Folder) -> Answer {
+    async fn greet(&self, to: Option<NodeId>, addresses: Vec<String>, folder: Folder) -> Answer {
         let mut reasons = Vec::new();
-        for address in self.peers.addresses(to) {
+        for address in addresses {
             let greeting =
                 Greeting { from: self.id, address: self.address.clone(), to, folder: folder.clone() };
             let request = Request::Coordinator(coordinator::Request::Greet(greeting));

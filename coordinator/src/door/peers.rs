@@ -8,6 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use troth_protocol::message::greeting::{Folder, Greeting, Place, Plan, Welcome};
 use troth_protocol::mutation::{self, Bug};
@@ -32,6 +33,8 @@ pub struct Membership {
     pub founding: Option<FoundingId>,
     /// Those with whom it has.
     pub founders: Vec<NodeId>,
+    /// Those that have let it in, if it has not founded the group, and where they were.
+    pub hosts: Vec<(NodeId, String)>,
 }
 
 /// What this coordinator has itself.
@@ -72,6 +75,7 @@ pub struct Peers {
     listed: BTreeMap<NodeId, String>,
     /// Where the replicated state says that they are.
     members: RwLock<Vec<CoordinatorMember>>,
+    changed: Notify,
 }
 
 /// The keys of what is remembered: `[ff ff ff ff | "coordinator/" | id u64]`.
@@ -82,6 +86,17 @@ fn key(id: NodeId) -> Vec<u8> {
 /// The key of this coordinator's own membership.
 fn membership_key() -> Vec<u8> {
     [&u32::MAX.to_be_bytes()[..], b"membership"].concat()
+}
+
+/// Members of whom nothing is known but where they were.
+fn hosts(places: &[(NodeId, String)]) -> Vec<CoordinatorMember> {
+    let member = |(id, address): &(NodeId, String)| CoordinatorMember {
+        id: *id,
+        address: address.clone(),
+        since: 0,
+        state: MemberState::Voting,
+    };
+    places.iter().map(member).collect()
 }
 
 fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
@@ -121,7 +136,11 @@ impl Peers {
             Some(record) => Standing::Member(decode(&record).map_err(|error| damaged("membership", error))?),
             None => Standing::Empty(plan),
         };
-        let members = stored_catalog(store)?.map_or(Vec::new(), |catalog| catalog.coordinators);
+        let members = match (stored_catalog(store)?, &standing) {
+            (Some(catalog), _) => catalog.coordinators,
+            (None, Standing::Member(membership)) => hosts(&membership.hosts),
+            (None, Standing::Empty(_)) => Vec::new(),
+        };
         Ok(Peers {
             own,
             store: store.clone(),
@@ -131,6 +150,7 @@ impl Peers {
             noting: tokio::sync::Mutex::default(),
             listed,
             members: RwLock::new(members),
+            changed: Notify::new(),
         })
     }
 
@@ -145,13 +165,25 @@ impl Peers {
     /// If the store cannot be written.
     pub async fn take_place(&self, membership: Membership) -> io::Result<()> {
         self.writer.put_durably(META, &membership_key(), encode(&membership)).await?;
+        if !membership.hosts.is_empty() {
+            self.learn(&hosts(&membership.hosts));
+        }
         *self.standing.write() = Standing::Member(membership);
         Ok(())
     }
 
     /// Hears from the replicated state who belongs to the group.
     pub fn learn(&self, members: &[CoordinatorMember]) {
-        *self.members.write() = members.to_vec();
+        let mut known = self.members.write();
+        if *known != members {
+            *known = members.to_vec();
+            self.changed.notify_one();
+        }
+    }
+
+    /// Returns when the replicated state has named others than before.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Who belongs to the group, as far as the replicated state has been heard of.
@@ -203,7 +235,7 @@ impl Peers {
     /// # Errors
     /// If it means another one, or the store cannot be read or written.
     pub async fn welcome(&self, greeting: Greeting) -> Result<Welcome, Reject> {
-        if greeting.to != self.own || greeting.from == self.own {
+        if greeting.to.is_some_and(|to| to != self.own) || greeting.from == self.own {
             return Err(Reject::WrongNode { actual: self.own });
         }
         let broken = |error: io::Error| Reject::Internal { reason: error.to_string() };
@@ -213,8 +245,11 @@ impl Peers {
                 let catalog = stored_catalog(&self.store).map_err(broken)?;
                 let place = self.place_of(greeting.from, &membership, catalog.as_ref());
                 let members = match &catalog {
-                    Some(catalog) => catalog.coordinators.iter().map(|member| member.id).collect(),
-                    None => membership.founders,
+                    Some(catalog) => {
+                        let place = |member: &CoordinatorMember| (member.id, member.address.clone());
+                        catalog.coordinators.iter().map(place).collect()
+                    }
+                    None => self.listed.iter().map(|(id, address)| (*id, address.clone())).collect(),
                 };
                 Ok(Welcome::Formed { founding: membership.founding, members, place })
             }

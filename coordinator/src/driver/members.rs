@@ -98,7 +98,7 @@ impl Inner {
             return self.dismiss(&left).await;
         }
         let newcomers: Vec<NodeId> = stay.difference(&members.voters).copied().collect();
-        for node in newcomers.iter().filter(|node| !members.learners.contains(node)) {
+        if let Some(node) = newcomers.iter().find(|node| !members.learners.contains(node)) {
             tracing::info!(coordinator = %node, "a coordinator is let in");
             return group.add_learner(*node).await;
         }

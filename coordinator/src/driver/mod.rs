@@ -5,6 +5,7 @@ mod members;
 mod placement;
 mod switchover;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -39,7 +40,7 @@ use crate::notices::Notices;
 use crate::state::View;
 use crate::steward::Rules;
 use errand::Errand;
-use placement::{Doubt, Said, Signs};
+use placement::{Said, Signs};
 
 /// Timestamps that one request may ask for.
 const TIMESTAMPS_MAX: u32 = 4096;
@@ -62,8 +63,8 @@ struct Inner {
     door: Door,
     peers: Arc<Peers>,
     notices: Arc<Notices>,
-    /// How participants confirm what this one has to a leader that nobody else could; `None`: no need.
-    doubt: Option<Doubt>,
+    /// The participants that have confirmed that this one has all that they have heard of.
+    confirmed: watch::Sender<BTreeSet<NodeId>>,
     /// What participants have said of themselves to this leader.
     signs: Mutex<Signs>,
     /// Why this coordinator must not go on, once it must not.
@@ -97,8 +98,6 @@ pub struct CoordinatorConfig {
     pub peers: Arc<Peers>,
     /// What operators should know.
     pub notices: Arc<Notices>,
-    /// Nobody but participants can tell it whether its folder is an older copy.
-    pub alone: bool,
     /// What bounds the leader.
     pub limits: Limits,
     /// How placement follows the ring.
@@ -122,14 +121,14 @@ impl Coordinator {
     ) -> Result<Coordinator, StartError> {
         let machine = CoordinatorMachine::new(store, &core);
         let group = Group::start(group, store, writer, machine).await?;
-        let CoordinatorConfig { id, founding, door, peers, notices, alone, limits, rules, slow } = config;
+        let CoordinatorConfig { id, founding, door, peers, notices, limits, rules, slow } = config;
         let inner = Arc::new(Inner {
             id,
             founding,
             door,
             peers,
             notices,
-            doubt: alone.then(Doubt::default),
+            confirmed: watch::channel(BTreeSet::new()).0,
             signs: Mutex::default(),
             failure: watch::channel(None).0,
             limits,
@@ -296,6 +295,9 @@ impl Coordinator {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
         self.inner.group.shutdown().await;
+        if self.inner.failure.borrow().is_none() {
+            self.inner.door.tell_the_end().await;
+        }
     }
 }
 
@@ -466,7 +468,8 @@ impl Inner {
     /// Begins a new epoch, as soon as the group lets it: this future is dropped when the group is
     /// not led from here any more.
     async fn take_lead(&self) {
-        let lead = Command::Lead { founding: self.founding.clone() };
+        self.be_confirmed().await;
+        let lead = Command::Lead { leader: self.door.incarnation(), founding: self.founding.clone() };
         let epoch = loop {
             match self.propose(&lead).await {
                 Ok(Output::Leads(epoch)) => break epoch,
@@ -477,7 +480,6 @@ impl Inner {
                 }
             }
         };
-        self.be_confirmed().await;
         let mut core = self.core.lock();
         if core.state.marks().epoch != epoch {
             return;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use troth_protocol::message::admin::{Moment, NodeChange};
 use troth_protocol::message::coordinator::{Heard, Response};
@@ -11,7 +10,7 @@ use troth_protocol::message::overview::{NodeReport, NodeView, Overview};
 use troth_protocol::message::raft::LogId;
 use troth_protocol::message::txn::Outcome;
 use troth_protocol::mutation::{self, Bug};
-use troth_protocol::{Epoch, FolderId, Incarnation, MapEpoch, Node, NodeId, Reject, ShardId, TxnId};
+use troth_protocol::{FolderId, Incarnation, Lineage, MapEpoch, Node, NodeId, Reject, ShardId, TxnId};
 
 use super::{Coordinator, Inner};
 use crate::command::{Command, Output};
@@ -25,10 +24,6 @@ const MAP_PATIENCE: Duration = Duration::from_millis(800);
 
 /// How often it is written down how far participants are.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Entries between the last one that an earlier leader committed and a new leader's `Lead`: the blank one that begins
-/// its term, at least.
-const BLANK: u64 = 1;
 
 /// After how long it is said that participants are waited for.
 const SAY_AFTER: Duration = Duration::from_secs(3);
@@ -70,12 +65,6 @@ impl Signs {
     fn progress(&self, node: NodeId) -> u64 {
         self.nodes.get(&node).map_or(0, |sign| sign.progress)
     }
-}
-
-/// Who has confirmed that the only coordinator knows all that they have heard.
-#[derive(Default)]
-pub(super) struct Doubt {
-    confirmed: watch::Sender<BTreeSet<NodeId>>,
 }
 
 impl Coordinator {
@@ -195,7 +184,8 @@ impl Inner {
         let (Some(leader), Some(catalog)) = (&core.leader, core.state.catalog()) else {
             return Err(self.not_leader());
         };
-        let heard = Heard { lineage: catalog.map.lineage, epoch: leader.epoch(), index };
+        let (lineage, epoch, leader) = (catalog.map.lineage, leader.epoch(), self.door.incarnation());
+        let heard = Heard { lineage, epoch, leader, index };
         let map = (catalog.map.epoch > known).then(|| catalog.map.clone());
         Ok(Response::Registered { heard, map })
     }
@@ -260,43 +250,36 @@ impl Inner {
     /// runs on an older copy of their state, or has founded another cluster.
     async fn check_heard(&self, said: &Said) -> Result<(), Reject> {
         let (id, address) = (said.node.id, &said.node.address);
-        let known = || {
-            let core = self.core.lock();
-            let lineage = core.state.catalog().map(|catalog| catalog.map.lineage);
-            lineage.map(|lineage| (lineage, core.state.marks().epoch))
-        };
         let Some(heard) = said.heard else {
             self.confirm(id);
             return Ok(());
         };
-        let is_covered = |(lineage, epoch): (_, Epoch)| {
-            lineage == heard.lineage && (heard.epoch == epoch || heard.index + BLANK < epoch.0)
-        };
-        if known().is_some_and(is_covered) {
+        if self.covers(&heard) {
             self.confirm(id);
             return Ok(());
         }
         // A leader that was deposed without knowing it has not heard of it yet.
         self.group.read_barrier().await?;
-        let Some((lineage, epoch)) = known() else { return Err(self.not_leader()) };
-        if is_covered((lineage, epoch)) {
+        if self.covers(&heard) {
+            self.confirm(id);
             return Ok(());
         }
         if !matches!(&*self.group.leadership().borrow(), Leadership::Leader { .. }) {
             return Err(self.not_leader());
         }
-        let own = self.id;
-        let reason = if lineage == heard.lineage {
+        let (own, here) = (self.id, self.lineage());
+        let reason = if here == Some(heard.lineage) {
             format!(
                 "the data folder of coordinator {own} is an older copy: participant {id} at {address} has heard of \
-                 entry {} of the coordinators' log in epoch {}, and this one leads with epoch {epoch}. Put the newest \
-                 folder back; if all of them are lost, see \"When the coordinators are lost\" in docs/operations.md",
+                 entry {} of the coordinators' log in epoch {}, which is not here. Put the newest folder back; if all \
+                 of them are lost, see \"When the coordinators are lost\" in docs/operations.md",
                 heard.index, heard.epoch
             )
         } else {
+            let here = here.map_or("new".to_owned(), |lineage| lineage.to_string());
             format!(
                 "coordinator {own} has founded another cluster: participant {id} at {address} belongs to one of \
-                 lineage {}, and this is {lineage}. Put the folders of its coordinators back; if all of them are lost, \
+                 lineage {}, and this is {here}. Put the folders of its coordinators back; if all of them are lost, \
                  see \"When the coordinators are lost\" in docs/operations.md",
                 heard.lineage
             )
@@ -305,28 +288,47 @@ impl Inner {
         Err(Reject::ShuttingDown)
     }
 
-    fn confirm(&self, node: NodeId) {
-        if let Some(doubt) = &self.doubt {
-            doubt.confirmed.send_if_modified(|confirmed| confirmed.insert(node));
+    fn lineage(&self) -> Option<Lineage> {
+        self.core.lock().state.catalog().map(|catalog| catalog.map.lineage)
+    }
+
+    /// Whether what was heard is here. A leader's `Lead` is in the log only if participants have confirmed that it knew
+    /// all that they had heard before.
+    fn covers(&self, heard: &Heard) -> bool {
+        let applied = self.group.applied();
+        let core = self.core.lock();
+        let marks = core.state.marks();
+        let is_leader = heard.leader == marks.leader || heard.leader == Incarnation(0);
+        let same = core.state.catalog().is_some_and(|catalog| catalog.map.lineage == heard.lineage);
+        same && match heard.epoch.cmp(&marks.epoch) {
+            std::cmp::Ordering::Less => true,
+            std::cmp::Ordering::Equal => is_leader && heard.index <= applied,
+            std::cmp::Ordering::Greater => false,
         }
     }
 
-    /// Waits until half of the participants have said that they have heard of nothing that is not here.
+    fn confirm(&self, node: NodeId) {
+        if !*self.core.trusted.borrow() {
+            self.confirmed.send_if_modified(|confirmed| confirmed.insert(node));
+        }
+    }
+
+    /// Waits until half of the participants have said that they have heard of nothing that is not here, unless the log
+    /// has gone on in this life.
     pub(super) async fn be_confirmed(&self) {
-        let Some(doubt) = &self.doubt else { return };
         let placed: BTreeSet<NodeId> = {
             let core = self.core.lock();
             let map = core.state.catalog().map(|catalog| &catalog.map);
             map.map_or_else(BTreeSet::new, |map| map.placement.iter().flatten().copied().collect())
         };
         let needed = placed.len().div_ceil(2);
-        let mut confirmed = doubt.confirmed.subscribe();
+        let (mut confirmed, mut trusted) = (self.confirmed.subscribe(), self.core.trusted.subscribe());
         let enough = confirmed.wait_for(|confirmed| confirmed.intersection(&placed).count() >= needed);
         let say = async {
             sleep(SAY_AFTER).await;
             self.notices.warn(format!(
-                "coordinator {} is the only one, and waits until {needed} of {} participants have told it that its data \
-                 folder is not an older copy",
+                "coordinator {} leads after a start, and waits until {needed} of {} participants have told it that its \
+                 data folder is not an older copy",
                 self.id,
                 placed.len()
             ));
@@ -334,6 +336,7 @@ impl Inner {
         };
         tokio::select! {
             _ = enough => {}
+            _ = trusted.wait_for(|trusted| *trusted) => {}
             () = say => {}
         }
     }

@@ -225,7 +225,7 @@ mod tests {
         let settings = Settings { shards: 1, replicas: 3, nodes: 3, ..Settings::default() };
         let mut state = State::default();
         let founding = Founding { settings, ..Founding::default() };
-        apply(&mut state, Command::Lead { founding });
+        apply(&mut state, Command::Lead { leader: Incarnation(1), founding });
         for id in 1..=4 {
             apply(&mut state, registering(node(id), None, 0));
         }

@@ -166,12 +166,15 @@ impl Node {
 
     /// Stops all shards. What was acknowledged stays.
     pub async fn shutdown(&self) {
+        let admitted = self.admitted.send_replace(false);
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        self.say_farewell().await;
         let shards: Vec<Shard> = std::mem::take(&mut *self.shards.write()).into_values().collect();
         join_all(shards.iter().map(Shard::shutdown)).await;
+        if admitted {
+            self.say_farewell().await;
+        }
     }
 
     fn first_failure(&self) -> Option<String> {

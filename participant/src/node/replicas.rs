@@ -174,17 +174,17 @@ impl Node {
     /// Gives a sign of life, and follows the map that comes back. Tells whether a coordinator answered.
     async fn register(&self, known: MapEpoch) -> bool {
         let deadline = Instant::now() + PATIENCE;
-        let mut answer = self
-            .router
-            .coordinator(self.sign(self.incarnations.previous(), known), Resend::Idempotent, deadline)
-            .await;
+        // What it has heard may change between two attempts.
+        let sign = |previous| move || self.sign(previous, known);
+        let first = sign(self.incarnations.previous());
+        let mut answer = self.router.coordinator_afresh(first, Resend::Idempotent, deadline).await;
         if let Err(RouteError::Rejected(Reject::NodePassed { incarnation, progress, .. })) = &answer
             && self.incarnations.follows(*incarnation)
             && *progress <= self.store.progress()
             && !*self.admitted.borrow()
         {
-            let sign = self.sign(Some(*incarnation), known);
-            answer = self.router.coordinator(sign, Resend::Idempotent, deadline).await;
+            let again = sign(Some(*incarnation));
+            answer = self.router.coordinator_afresh(again, Resend::Idempotent, deadline).await;
         }
         match answer {
             Ok(coordinator::Response::Registered { heard, map }) => {
@@ -292,9 +292,6 @@ impl Node {
 
     /// Tells the coordinators how far this folder was, as nobody may know less of it when it comes back.
     pub(super) async fn say_farewell(&self) {
-        if !*self.admitted.borrow() {
-            return;
-        }
         let farewell = self.sign(self.incarnations.previous(), MapEpoch(0));
         let deadline = Instant::now() + FAREWELL_PATIENCE;
         if let Err(error) = self.router.coordinator(farewell, Resend::Idempotent, deadline).await {

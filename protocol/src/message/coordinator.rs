@@ -97,6 +97,9 @@ pub struct Heard {
     pub lineage: Lineage,
     /// Their leader.
     pub epoch: Epoch,
+    /// Which start of it: two leaders with one epoch have gone on from the same past, and do not know of each other. 0: it has
+    /// not said so yet.
+    pub leader: Incarnation,
     /// An entry of their log that was committed. The epoch of every later leader is greater.
     pub index: u64,
 }

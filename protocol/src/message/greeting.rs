@@ -26,8 +26,8 @@ pub struct Greeting {
     pub from: NodeId,
     /// Where others find it.
     pub address: String,
-    /// Which coordinator is meant; another one at the same address refuses.
-    pub to: NodeId,
+    /// Which coordinator is meant; another one at the same address refuses. `None`: whichever is there.
+    pub to: Option<NodeId>,
     /// What it has.
     pub folder: Folder,
 }
@@ -68,8 +68,8 @@ pub enum Welcome {
     Formed {
         /// The word by which it was founded, if this one was there then.
         founding: Option<FoundingId>,
-        /// Its members.
-        members: Vec<NodeId>,
+        /// Its members, and where they are.
+        members: Vec<(NodeId, String)>,
         /// What it knows of the empty one.
         place: Place,
     },

@@ -65,7 +65,7 @@ fn plan() -> greeting::Plan {
 }
 
 fn greet(folder: greeting::Folder) -> Request {
-    let (address, from, to) = ("host:1".into(), NodeId(1), NodeId(2));
+    let (address, from, to) = ("host:1".into(), NodeId(1), Some(NodeId(2)));
     Request::Coordinator(coordinator::Request::Greet(greeting::Greeting { from, address, to, folder }))
 }
 
@@ -110,7 +110,8 @@ pub fn map() -> ClusterMap {
     }
 }
 
-const HEARD: coordinator::Heard = coordinator::Heard { lineage: Lineage(11), epoch: Epoch(3), index: 99 };
+const HEARD: coordinator::Heard =
+    coordinator::Heard { lineage: Lineage(11), epoch: Epoch(3), leader: Incarnation(6), index: 99 };
 const VOTE: raft::Vote = raft::Vote { term: 4, node: NodeId(1), committed: true };
 const LAST: Option<raft::LogId> = Some(raft::LogId { term: 4, index: 99 });
 
@@ -270,7 +271,7 @@ pub fn responses() -> Vec<Response> {
         coordinator::Response::Welcome(greeting::Welcome::Empty(plan())),
         coordinator::Response::Welcome(greeting::Welcome::Formed {
             founding: Some(FoundingId(9)),
-            members: vec![NodeId(1), NodeId(2)],
+            members: vec![(NodeId(1), "host:1".into()), (NodeId(2), "host:2".into())],
             place: greeting::Place::Awaited { since: 12 },
         }),
         coordinator::Response::Welcome(greeting::Welcome::Noted),

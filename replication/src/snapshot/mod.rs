@@ -149,6 +149,21 @@ pub fn stored_voters(store: &Store, group: GroupId) -> io::Result<BTreeSet<NodeI
     }
 }
 
+/// The index of the last entry that a group has in the store, applied or not; 0 if it has none.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn last_stored(store: &Store, group: GroupId) -> io::Result<u64> {
+    let mut last = applied(store, group)?.unwrap_or(0);
+    let (start, end) = group_range(group.to_u32());
+    store.scan(families::LOG, &start, &end, |key, _| {
+        let index = key.get(4..12).and_then(|index| index.try_into().ok()).map_or(0, u64::from_be_bytes);
+        last = last.max(index);
+        true
+    })?;
+    Ok(last)
+}
+
 /// Whether a group has anything in the store besides a vote.
 ///
 /// # Errors

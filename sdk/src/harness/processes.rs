@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::Role;
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::layout::{HTTP_PORT_DISTANCE, Hosting, Layout, LayoutError, Newcomer, Plan};
+use crate::layout::{HTTP_PORT_DISTANCE, Hosting, Layout, LayoutError, NewCoordinator, Newcomer, Plan};
 use crate::operator::Operator;
 
 /// Something about the processes failed.
@@ -73,11 +73,14 @@ pub struct Process {
 
 impl Process {
     fn new(folder: &Path, binaries: &Path, role: Role, id: usize) -> Result<Process, ProcessError> {
+        Process::named(folder, binaries, role, format!("{role}-{id}"))
+    }
+
+    fn named(folder: &Path, binaries: &Path, role: Role, name: String) -> Result<Process, ProcessError> {
         let program = binaries.join(format!("troth-{role}"));
         if !program.exists() {
             return Err(ProcessError::NoBinary { path: program });
         }
-        let name = format!("{role}-{id}");
         let config = folder.join(format!("{name}.toml"));
         let log = folder.join("logs").join(format!("{name}.log"));
         Ok(Process { name, program, config, log, env: Vec::new(), child: None })
@@ -107,6 +110,16 @@ impl Process {
         let child = command.spawn().map_err(failed(format!("cannot start {}", self.program.display())))?;
         self.child = Some(child);
         Ok(())
+    }
+
+    /// The last line that it has written to its log: what it says when it cannot go on.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn last_words(&self) -> Result<String, ProcessError> {
+        let log =
+            fs::read_to_string(&self.log).map_err(failed(format!("cannot read {}", self.log.display())))?;
+        Ok(log.lines().last().unwrap_or_default().to_owned())
     }
 
     /// Its process id, while it runs.
@@ -285,6 +298,39 @@ impl Processes {
         let process = Process::new(self.layout.folder(), &self.binaries, Role::Participant, id)?;
         self.participants.push(process);
         Ok(self.participants.last_mut().expect("pushed just now"))
+    }
+
+    /// Lays out one more coordinator. It is not started, and nobody has let it in.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn add_coordinator(&mut self) -> Result<(&mut Process, String), ProcessError> {
+        let id = self.coordinators.len() + 1;
+        let port = free_ports(1).map_err(failed("cannot find a free port"))?[0];
+        let listen = format!("127.0.0.1:{port}");
+        self.layout.add_coordinator(&NewCoordinator {
+            id: id as u64,
+            listen: listen.clone(),
+            others: self.addresses.clone(),
+            hosting: self.hosting.clone(),
+        })?;
+        self.addresses.push(listen.clone());
+        let process = Process::new(self.layout.folder(), &self.binaries, Role::Coordinator, id)?;
+        self.coordinators.push(process);
+        Ok((self.coordinators.last_mut().expect("pushed just now"), listen))
+    }
+
+    /// A process with a configuration that was written beside the others, as `<name>.toml`.
+    ///
+    /// # Errors
+    /// If the program is not there.
+    pub fn beside(&self, role: Role, name: &str) -> Result<Process, ProcessError> {
+        Process::named(self.layout.folder(), &self.binaries, role, name.to_owned())
+    }
+
+    /// Where the coordinators listen.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
     }
 
     /// Starts all processes.

@@ -502,7 +502,7 @@ impl Coordinator {
         }
         if leads {
             let founding = Founding { settings: self.settings, ..Founding::default() };
-            let lead = Command::Lead { founding };
+            let lead = Command::Lead { leader: Default::default(), founding };
             self.log.take_lead(shared, Logged::Coordinator(lead));
         }
     }

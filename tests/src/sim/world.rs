@@ -522,7 +522,10 @@ fn first_disk(shape: Shape, settings: Settings) -> CoordinatorDisk {
     };
     let founder = |id: u8| (NodeId(id.into()), node(id).address);
     let founders = (1..=shape.coordinators).map(founder).collect();
-    let lead = Command::Lead { founding: Founding { founders, settings, ..Founding::default() } };
+    let lead = Command::Lead {
+        leader: Default::default(),
+        founding: Founding { founders, settings, ..Founding::default() },
+    };
     let register = |id: u8| Command::Register {
         node: node(id),
         folder: FolderId(id.into()),

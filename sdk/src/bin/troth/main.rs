@@ -1,6 +1,7 @@
 //! `troth`: the human's side of a cluster.
 
 mod cluster;
+mod coordinator;
 mod demo;
 mod dev;
 mod keys;
@@ -70,6 +71,9 @@ enum Command {
     Ring(ring::Options),
     /// Show the shards that move: how much of each has arrived, and how long the rest will take.
     Moves(ring::MovesOptions),
+    /// Let coordinators in, send them away, replace one that has lost its folder, or list them.
+    #[command(subcommand)]
+    Coordinator(coordinator::CoordinatorCommand),
     /// Put participants on the ring, drain them, remove them, or list them.
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -106,6 +110,7 @@ async fn main() -> ExitCode {
         Command::Status => status::status(&context).await,
         Command::Ring(options) => ring::ring(&context, options).await,
         Command::Moves(options) => ring::moves(&context, options).await,
+        Command::Coordinator(command) => coordinator::run(&context, command).await,
         Command::Node(command) => node::run(&context, command).await,
         Command::Switchover(options) => operate::switchover(&context, options).await,
     };

@@ -1,19 +1,23 @@
 //! `troth status`: how the servers are.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use troth_protocol::{Node, NodeId};
-use troth_sdk::operator::{ClusterStatus, CoordinatorStatus, OperatorError, ParticipantStatus, ShardStatus};
+use troth_sdk::operator::{
+    ClusterStatus, CoordinatorStatus, Operator, OperatorError, ParticipantStatus, ShardStatus,
+};
 
 use crate::Context;
 use crate::output::{EXIT_FAILED, Failure, line, table};
 
 /// Shows how the servers are. Fails if a server does not answer.
 pub async fn status(context: &Context) -> Result<(), Failure> {
-    let client = context.connect().await?;
-    let answers = client.operator().status().await;
-    client.close().await;
+    // Not as a client, which would wait until somebody leads.
+    let operator = Operator::new(&context.client_config()?)?;
+    let answers = operator.status().await;
+    operator.close().await;
     if context.json {
         line(json_status(&answers))?;
     } else {
@@ -21,6 +25,15 @@ pub async fn status(context: &Context) -> Result<(), Failure> {
     }
     match answers.down() {
         0 => Ok(()),
+        _ if answers.up_coordinators().count() + answers.up_participants().count() == 0 => {
+            let reasons: Vec<String> = answers
+                .coordinators
+                .iter()
+                .filter_map(|(_, told)| told.as_ref().err())
+                .map(ToString::to_string)
+                .collect();
+            Err(Failure::new(EXIT_FAILED, format!("no server answers: {}", reasons.join("; "))))
+        }
         down => Err(Failure::new(EXIT_FAILED, format!("{down} servers do not answer"))),
     }
 }
@@ -35,6 +48,8 @@ fn json_status(answers: &ClusterStatus) -> serde_json::Value {
                 "leader": status.leader.map(|leader| leader.0), "epoch": status.epoch.map(|epoch| epoch.0),
                 "map_epoch": status.map_epoch.0, "in_flight": status.in_flight,
                 "unfinished": status.unfinished, "committed": status.committed, "aborted": status.aborted,
+                "notices": status.notices.iter().map(|notice| json!({ "at_ms": notice.at_ms, "what": notice.what }))
+                    .collect::<Vec<_>>(),
             }),
             Err(error) => {
                 json!({ "id": node.id.0, "address": node.address, "up": false, "error": error.to_string() })
@@ -111,5 +126,24 @@ fn print_status(answers: &ClusterStatus) -> Result<(), Failure> {
         row
     };
     let rows: Vec<_> = answers.participants.iter().map(participant).collect();
-    table(&["PARTICIPANT", "ADDRESS", "SHARDS LED", "PREPARED", "LOCKS", "WAITING", "LAST SEEN"], &rows)
+    if !rows.is_empty() {
+        table(&["PARTICIPANT", "ADDRESS", "SHARDS LED", "PREPARED", "LOCKS", "WAITING", "LAST SEEN"], &rows)?;
+    }
+    print_notices(answers)
+}
+
+/// What operators should know, the latest last.
+fn print_notices(answers: &ClusterStatus) -> Result<(), Failure> {
+    let of = |status: &CoordinatorStatus| {
+        let id = status.id;
+        status.notices.clone().into_iter().map(move |notice| (notice.at_ms, id, notice.what))
+    };
+    let mut notices: Vec<(u64, NodeId, String)> = answers.up_coordinators().flat_map(of).collect();
+    notices.sort();
+    for (at_ms, id, what) in notices {
+        let ago = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let ago = ago.saturating_sub(at_ms) / 1000;
+        line(format!("\n{ago} s ago, coordinator {id}: {what}"))?;
+    }
+    Ok(())
 }
