@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use troth_protocol::message::coordinator::{Request, Response};
 use troth_protocol::routing::{Resend, Router};
-use troth_protocol::{ClientId, Epoch, Timestamp};
+use troth_protocol::{ClientId, Epoch, MapEpoch, Timestamp};
 
 use crate::error::Error;
 
@@ -26,6 +26,9 @@ const WAITING_MAX: usize = 64 << 10;
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a client waits before it fetches the next map.
+const FETCH_PAUSE: Duration = Duration::from_millis(100);
+
 type Waiter = oneshot::Sender<Result<(Timestamp, Epoch), Error>>;
 
 /// Hands out timestamps of the cluster's oracle.
@@ -38,9 +41,10 @@ pub(crate) struct Timestamps {
 
 impl Timestamps {
     pub(crate) fn start(router: &Arc<Router>, client: ClientId) -> Timestamps {
+        let fetching = Arc::new(Semaphore::new(1));
         let queue = |begins| {
             let (waiters, receiver) = mpsc::channel(WAITING_MAX);
-            tokio::spawn(run(router.clone(), begins, receiver));
+            tokio::spawn(run(router.clone(), fetching.clone(), begins, receiver));
             waiters
         };
         Timestamps { begins: queue(Some(client)), looks: queue(None) }
@@ -66,7 +70,12 @@ async fn next(waiters: &mpsc::Sender<Waiter>, deadline: Instant) -> Result<(Time
     timeout_at(deadline, receiver).await.map_err(late)?.map_err(|_| gone())?
 }
 
-async fn run(router: Arc<Router>, begins: Option<ClientId>, mut receiver: mpsc::Receiver<Waiter>) {
+async fn run(
+    router: Arc<Router>,
+    fetching: Arc<Semaphore>,
+    begins: Option<ClientId>,
+    mut receiver: mpsc::Receiver<Waiter>,
+) {
     let requests = Arc::new(Semaphore::new(REQUESTS_MAX));
     loop {
         let permit = requests.clone().acquire_owned().await.expect("never closed");
@@ -74,23 +83,44 @@ async fn run(router: Arc<Router>, begins: Option<ClientId>, mut receiver: mpsc::
         if receiver.recv_many(&mut waiters, SHARED_MAX).await == 0 {
             return;
         }
-        let router = router.clone();
+        let (router, fetching) = (router.clone(), fetching.clone());
         tokio::spawn(async move {
             waiters.retain(|waiter| !waiter.is_closed());
-            serve(&router, begins, waiters).await;
+            serve(&router, &fetching, begins, waiters).await;
             drop(permit);
         });
     }
 }
 
-async fn serve(router: &Router, begins: Option<ClientId>, waiters: Vec<Waiter>) {
+/// Fetches the map if there is a newer one: coordinators come and go, and a client that notices only when the last one
+/// that it knows is gone finds nobody. One fetches it for all, and not too often: whoever is asked may be behind.
+fn follow_map(router: &Arc<Router>, fetching: &Arc<Semaphore>, newest: MapEpoch) {
+    if router.map().epoch >= newest {
+        return;
+    }
+    let Ok(place) = fetching.clone().try_acquire_owned() else { return };
+    let router = router.clone();
+    tokio::spawn(async move {
+        router.refresh_map(Instant::now() + REQUEST_TIMEOUT).await;
+        sleep(FETCH_PAUSE).await;
+        drop(place);
+    });
+}
+
+async fn serve(
+    router: &Arc<Router>,
+    fetching: &Arc<Semaphore>,
+    begins: Option<ClientId>,
+    waiters: Vec<Waiter>,
+) {
     if waiters.is_empty() {
         return;
     }
     let request = Request::Timestamps { count: waiters.len() as u32, begins };
     let deadline = Instant::now() + REQUEST_TIMEOUT;
     let answer = match router.coordinator(request, Resend::Idempotent, deadline).await {
-        Ok(Response::Timestamps { first, count, retry_after_millis, epoch }) => {
+        Ok(Response::Timestamps { first, count, retry_after_millis, epoch, map }) => {
+            follow_map(router, fetching, map);
             Ok((first, count, Duration::from_millis(retry_after_millis.into()), epoch))
         }
         Ok(_) => Err(Error::unavailable("the coordinator answered something else")),

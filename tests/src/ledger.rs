@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
@@ -15,8 +15,27 @@ use crate::in_time;
 pub struct Writers {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<BTreeSet<String>>>,
+    pause: Arc<Mutex<Pause>>,
     failed: Arc<AtomicUsize>,
     tasks: JoinSet<()>,
+}
+
+/// The longest time in which nothing was acknowledged.
+struct Pause {
+    last: Instant,
+    longest: Duration,
+}
+
+impl Pause {
+    fn new() -> Pause {
+        Pause { last: Instant::now(), longest: Duration::ZERO }
+    }
+
+    fn note(&mut self) {
+        let now = Instant::now();
+        self.longest = self.longest.max(now - self.last);
+        self.last = now;
+    }
 }
 
 /// What was acknowledged, to be looked for.
@@ -39,16 +58,17 @@ pub struct Findings {
 impl Writers {
     /// Starts clients, each of which writes one pair of keys after the other.
     pub fn start(client: &Client, clients: usize) -> Writers {
-        let writers = Writers {
+        let mut writers = Writers {
             stop: Arc::default(),
             acknowledged: Arc::default(),
+            pause: Arc::new(Mutex::new(Pause::new())),
             failed: Arc::default(),
             tasks: JoinSet::new(),
         };
-        let mut writers = writers;
         for name in 0..clients {
             let (client, stop) = (client.clone(), writers.stop.clone());
             let (acknowledged, failed) = (writers.acknowledged.clone(), writers.failed.clone());
+            let pause = writers.pause.clone();
             let run: u32 = rand::random();
             writers.tasks.spawn(async move {
                 for number in 0u64.. {
@@ -57,8 +77,14 @@ impl Writers {
                     }
                     let name = format!("{run:08x}-{name}-{number}");
                     match write_pair(&client, &name).await {
-                        Ok(()) => drop(acknowledged.lock().insert(name)),
-                        Err(_) => drop(failed.fetch_add(1, Ordering::Relaxed)),
+                        Ok(()) => {
+                            acknowledged.lock().insert(name);
+                            pause.lock().note();
+                        }
+                        Err(error) => {
+                            tracing::debug!(%error, "a transaction is not acknowledged");
+                            failed.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                 }
             });
@@ -69,6 +95,14 @@ impl Writers {
     /// How many were acknowledged so far.
     pub fn count(&self) -> usize {
         self.acknowledged.lock().len()
+    }
+
+    /// The longest time since this was asked last in which nothing was acknowledged.
+    pub fn take_pause(&self) -> Duration {
+        let mut pause = self.pause.lock();
+        let longest = pause.longest.max(pause.last.elapsed());
+        *pause = Pause::new();
+        longest
     }
 
     /// Ends the load: what is under way ends by its own deadline.

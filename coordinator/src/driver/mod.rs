@@ -366,11 +366,12 @@ impl Inner {
                 };
                 let handed_out = leader.timestamps(now, count, begins);
                 let epoch = leader.epoch();
+                let map = core.state.catalog().map_or(MapEpoch(0), |catalog| catalog.map.epoch);
                 self.core.perform(&mut core);
                 handed_out.map(|(first, Admitted { count: granted, retry_after })| {
                     self.metrics.timestamps(granted, count.max(1) - granted);
                     let retry_after_millis = retry_after.as_millis() as u32;
-                    Response::Timestamps { first, count: granted, retry_after_millis, epoch }
+                    Response::Timestamps { first, count: granted, retry_after_millis, epoch, map }
                 })
             };
             if let Some(response) = handed_out {

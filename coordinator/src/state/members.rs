@@ -44,11 +44,9 @@ impl Catalog {
             state: NodeState::Active,
             incarnation: Default::default(),
         };
-        let shown: Vec<Node> = self.coordinators.iter().filter(may_lead).map(node).collect();
-        if self.map.coordinators != shown {
-            self.map.coordinators = shown;
-            self.map.epoch.0 += 1;
-        }
+        self.map.coordinators = self.coordinators.iter().filter(may_lead).map(node).collect();
+        // Also where it shows the same as before: by its version it is noticed that something has changed.
+        self.map.epoch.0 += 1;
     }
 }
 

@@ -132,6 +132,8 @@ pub enum Response {
         retry_after_millis: u32,
         /// The leader that answers.
         epoch: Epoch,
+        /// The version of its cluster map: the asker that has an older one fetches it.
+        map: MapEpoch,
     },
     /// To `WhoLeads`: it does.
     Leading,

@@ -262,6 +262,7 @@ pub fn responses() -> Vec<Response> {
             count: 5,
             retry_after_millis: 20,
             epoch: Epoch(3),
+            map: MapEpoch(8),
         },
         coordinator::Response::Outcome(Outcome::Committed { commit_ts }),
         coordinator::Response::Expired,

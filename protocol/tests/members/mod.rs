@@ -105,6 +105,7 @@ fn answer(request: &Request) -> Response {
             count: 1,
             retry_after_millis: 0,
             epoch: Epoch(1),
+            map: MapEpoch(1),
         }),
         Request::Shard { .. } | Request::Raft(_) | Request::Admin(_) => {
             Response::Shard(shard::Response::Finished)

@@ -11,7 +11,7 @@ use troth_coordinator::steward::Rules;
 use troth_protocol::message::coordinator::{Commit, Request, Response};
 use troth_protocol::message::{self, shard};
 use troth_protocol::routing::{Resend, RouteError};
-use troth_protocol::{ClientId, Epoch, GroupId, ParticipantId, Reject, ShardId, TxnId};
+use troth_protocol::{ClientId, Epoch, GroupId, MapEpoch, ParticipantId, Reject, ShardId, TxnId};
 
 use super::calls::{Owner, Purpose};
 use super::group::Command as Logged;
@@ -232,7 +232,8 @@ impl Coordinator {
                     Some((first, admitted)) => {
                         let retry_after_millis = admitted.retry_after.as_millis() as u32;
                         let count = admitted.count;
-                        let response = Response::Timestamps { first, count, retry_after_millis, epoch };
+                        let map = self.state.catalog().map_or(MapEpoch(0), |catalog| catalog.map.epoch);
+                        let response = Response::Timestamps { first, count, retry_after_millis, epoch, map };
                         shared.answer(self.seat.at, asker, Ok(message::Response::Coordinator(response)));
                     }
                     None => {
