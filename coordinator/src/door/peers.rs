@@ -343,3 +343,83 @@ impl Directory for Peers {
             || mutation::on(Bug::FormsAGroupFromAnEmptyFolder)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use troth_protocol::process::Memory;
+
+    use super::*;
+    use crate::machine::FAMILIES;
+
+    async fn open(folder: &std::path::Path) -> (Store, Peers) {
+        let store = Store::open(folder, "a test", &FAMILIES, Memory::default()).expect("it opens");
+        let writer = LogWriter::start(&store);
+        let listed = [1, 2].map(|id| (NodeId(id), format!("c:{id}"))).into();
+        let plan = Plan { founding: Some(FoundingId(7)), listed: vec![NodeId(1), NodeId(2)] };
+        let peers = Peers::open(NodeId(1), listed, plan, &store, &writer).expect("readable");
+        (store, peers)
+    }
+
+    fn greeting(address: &str, folder: Folder) -> Greeting {
+        Greeting { from: NodeId(2), address: address.into(), to: Some(NodeId(1)), folder }
+    }
+
+    async fn told(peers: &Peers, incarnation: u64, previous: Option<u64>, progress: u64) -> Welcome {
+        let (incarnation, previous) = (Incarnation(incarnation), previous.map(Incarnation));
+        let folder = Folder::Used { since: 0, incarnation, previous, progress };
+        peers.welcome(greeting("c:2", folder)).await.expect("for this one")
+    }
+
+    fn remembered(incarnation: u64, progress: u64) -> Welcome {
+        Welcome::Remembered { incarnation: Incarnation(incarnation), progress, address: "c:2".into() }
+    }
+
+    async fn place(peers: &Peers) -> Place {
+        let plan = Plan { founding: Some(FoundingId(7)), listed: vec![NodeId(1), NodeId(2)] };
+        match peers.welcome(greeting("c:2", Folder::Empty(plan))).await {
+            Ok(Welcome::Formed { place, .. }) => place,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_start_that_does_not_come_after_the_one_before_is_told_so() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, peers) = open(folder.path()).await;
+        assert!(matches!(told(&peers, 10, None, 5).await, Welcome::Empty(_)), "it has nothing itself");
+        let founders = vec![NodeId(1), NodeId(2)];
+        let membership = Membership { since: 0, founding: Some(FoundingId(7)), founders, hosts: Vec::new() };
+        peers.take_place(membership).await.expect("written");
+        assert_eq!(place(&peers).await, Place::Founder);
+        assert!(!peers.admits(GroupId::Coordinator, NodeId(2), Incarnation(10)), "it was not heard of");
+        assert_eq!(told(&peers, 10, None, 5).await, Welcome::Noted);
+        assert_eq!(place(&peers).await, Place::Emptied, "it had something");
+        assert_eq!(told(&peers, 10, None, 90).await, Welcome::Noted);
+        assert_eq!(told(&peers, 10, None, 80).await, remembered(10, 90), "it was set back while it ran");
+        assert_eq!(told(&peers, 11, None, 95).await, remembered(10, 90));
+        assert_eq!(told(&peers, 11, Some(9), 95).await, remembered(10, 90), "a copy from before");
+        assert_eq!(told(&peers, 11, Some(10), 89).await, remembered(10, 90), "a copy while it ran");
+        let elsewhere = Folder::Used {
+            since: 0,
+            incarnation: Incarnation(11),
+            previous: Some(Incarnation(10)),
+            progress: 95,
+        };
+        let answer = peers.welcome(greeting("c:9", elsewhere)).await;
+        assert_eq!(answer, Ok(Welcome::Elsewhere { address: "c:2".into() }), "that one lives");
+        assert_eq!(told(&peers, 11, Some(10), 95).await, Welcome::Noted);
+        assert!(peers.admits(GroupId::Coordinator, NodeId(2), Incarnation(11)));
+        assert_eq!(told(&peers, 10, Some(9), 99).await, remembered(11, 95), "it was passed by");
+        // After a start of this one it is the same.
+        drop(peers);
+        store.closed().await;
+        let (_store, peers) = open(folder.path()).await;
+        assert_eq!(told(&peers, 12, Some(10), 99).await, remembered(11, 95));
+        assert!(peers.admits(GroupId::Coordinator, NodeId(2), Incarnation(11)));
+        // A later place in the group makes up for everything; an earlier one is lost.
+        let folder =
+            |since| Folder::Used { since, incarnation: Incarnation(20), previous: None, progress: 1 };
+        assert_eq!(peers.welcome(greeting("c:2", folder(40))).await, Ok(Welcome::Noted));
+        assert_eq!(told(&peers, 11, None, 99).await, Welcome::Removed);
+    }
+}

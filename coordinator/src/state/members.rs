@@ -129,6 +129,10 @@ fn add(
             None => {}
         }
     }
+    let newcomers = members.iter().filter(|(id, _)| coordinators.iter().all(|member| member.id != *id));
+    if coordinators.len() + newcomers.count() > COORDINATORS_MAX {
+        return Err(format!("there may be {COORDINATORS_MAX} coordinators at most"));
+    }
     for (id, address) in members {
         match coordinators.iter_mut().find(|member| member.id == id) {
             Some(member) => member.address = address,
@@ -143,9 +147,6 @@ fn add(
         }
     }
     coordinators.sort_by_key(|member| member.id);
-    if coordinators.len() > COORDINATORS_MAX {
-        return Err(format!("there may be {COORDINATORS_MAX} coordinators at most"));
-    }
     Ok(())
 }
 
@@ -191,4 +192,121 @@ fn replace(
         member.address = address;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use troth_protocol::{Incarnation, TxnId};
+
+    use super::*;
+    use crate::command::{Command, Founding, Output, Record};
+    use crate::state::View;
+
+    struct Empty;
+
+    impl View for Empty {
+        fn record(&self, _: TxnId) -> io::Result<Option<Record>> {
+            Ok(None)
+        }
+    }
+
+    /// Changes the coordinators of a cluster that one has founded, entry by entry.
+    struct Scene {
+        state: State,
+        index: u64,
+    }
+
+    impl Scene {
+        fn new() -> Scene {
+            let mut scene = Scene { state: State::default(), index: 0 };
+            let founding = Founding { founders: vec![(NodeId(1), "c:1".into())], ..Founding::default() };
+            scene.apply(Command::Lead { leader: Incarnation(1), founding });
+            scene
+        }
+
+        fn apply(&mut self, command: Command) -> Output {
+            self.index += 1;
+            self.state.apply(self.index, command, &Empty, &mut Vec::new()).expect("nothing is stored")
+        }
+
+        /// What is refused is said, else who stands where: `1 voting@0`, and after a slash whom the map shows.
+        fn check(&mut self, change: CoordinatorChange, expected: &str) {
+            match self.apply(Command::Coordinators(change)) {
+                Output::Refused(reason) => assert_eq!(reason, expected),
+                _ => self.check_members(expected),
+            }
+        }
+
+        fn seated(&mut self, voters: &[u64], expected: &str) {
+            self.apply(Command::Seated { voters: voters.iter().copied().map(NodeId).collect() });
+            self.check_members(expected);
+        }
+
+        fn check_members(&self, expected: &str) {
+            let catalog = self.state.catalog().expect("founded");
+            let told = |member: &CoordinatorMember| {
+                format!("{} {}@{}", member.id, member.state.name(), member.since)
+            };
+            let members: Vec<String> = catalog.coordinators.iter().map(told).collect();
+            let shown: Vec<String> =
+                catalog.map.coordinators.iter().map(|node| node.id.to_string()).collect();
+            assert_eq!(format!("{} / {}", members.join(", "), shown.join(" ")), expected);
+        }
+    }
+
+    fn add(members: &[(u64, &str)]) -> CoordinatorChange {
+        let member = |(id, address): &(u64, &str)| (NodeId(*id), (*address).to_owned());
+        CoordinatorChange::Add { members: members.iter().map(member).collect() }
+    }
+
+    fn remove(ids: &[u64]) -> CoordinatorChange {
+        CoordinatorChange::Remove { ids: ids.iter().copied().map(NodeId).collect() }
+    }
+
+    fn replace(id: u64) -> CoordinatorChange {
+        CoordinatorChange::Replace { id: NodeId(id), address: None }
+    }
+
+    #[test]
+    fn they_come_go_and_are_replaced() {
+        let mut scene = Scene::new();
+        scene.check(add(&[(2, "c:2"), (3, "c:3")]), "1 voting@0, 2 joining@2, 3 joining@2 / 1");
+        // Asked once more, as an answer may be lost, it changes nothing.
+        scene.check(add(&[(2, "c:2"), (3, "c:3")]), "1 voting@0, 2 joining@2, 3 joining@2 / 1");
+        scene.seated(&[1], "1 voting@0, 2 joining@2, 3 joining@2 / 1");
+        scene.seated(&[1, 2, 3], "1 voting@0, 2 voting@2, 3 voting@2 / 1 2 3");
+        scene.check(replace(2), "1 voting@0, 2 replacing@2, 3 voting@2 / 1 3");
+        scene.seated(&[1, 2, 3], "1 voting@0, 2 replacing@2, 3 voting@2 / 1 3");
+        scene.seated(&[1, 3], "1 voting@0, 2 joining@8, 3 voting@2 / 1 3");
+        scene.seated(&[1, 2, 3], "1 voting@0, 2 voting@8, 3 voting@2 / 1 2 3");
+        scene.check(remove(&[1]), "1 leaving@0, 2 voting@8, 3 voting@2 / 1 2 3");
+        scene.seated(&[2, 3], "2 voting@8, 3 voting@2 / 2 3");
+        // The number may be used again, by another folder.
+        scene.check(add(&[(1, "c:9")]), "1 joining@12, 2 voting@8, 3 voting@2 / 2 3");
+        // One that never came is let go without ever having had a vote.
+        scene.check(remove(&[1]), "1 leaving@12, 2 voting@8, 3 voting@2 / 1 2 3");
+        scene.seated(&[2, 3], "2 voting@8, 3 voting@2 / 2 3");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_what_would() {
+        let mut scene = Scene::new();
+        scene.check(remove(&[1]), "nobody would be left who votes; add another coordinator first");
+        scene.check(remove(&[4]), "there is no coordinator 4");
+        scene.check(replace(1), "coordinator 1 is the only one; there is nobody to take its place from");
+        scene.check(replace(4), "there is no coordinator 4; `troth coordinator add 4 HOST:PORT` lets one in");
+        scene.check(
+            add(&[(1, "c:9")]),
+            "coordinator 1 is voting at c:1; if its folder is lost: `troth coordinator replace 1`",
+        );
+        scene.check(add(&[(2, "c:1")]), "coordinator 1 is at c:1 already");
+        scene.check(add(&[(2, "c:2"), (3, "c:2")]), "3=c:2: a number or address is named twice");
+        scene.check(add(&[(0, "c:2")]), "0=c:2: a number is 1 or more, and an address is host:port");
+        let many: Vec<(u64, String)> = (2..=10).map(|id| (id, format!("c:{id}"))).collect();
+        let many: Vec<(u64, &str)> = many.iter().map(|(id, address)| (*id, address.as_str())).collect();
+        scene.check(add(&many), "there may be 9 coordinators at most");
+        scene.check_members("1 voting@0 / 1");
+    }
 }

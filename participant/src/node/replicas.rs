@@ -257,13 +257,13 @@ impl Node {
                     format!(
                         "the data folder of node {node} is an older copy: {progress} synced batches are known of it, \
                          last at {address}, and here are {own}. Put the newest folder back; if that cannot be: see \
-                         \"An emptied data folder\" in docs/operations.md"
+                         \"A data folder that is lost, or old\" in docs/operations.md"
                     )
                 } else {
                     format!(
                         "the data folder of node {node} is a copy: another process was started from this folder, or \
                          from a newer one, last at {address}, and only one may run. Put the newest folder back, and \
-                         start one process; if that cannot be: see \"An emptied data folder\" in docs/operations.md"
+                         start one process; if that cannot be: see \"A data folder that is lost, or old\" in docs/operations.md"
                     )
                 })
             }
