@@ -205,6 +205,14 @@ impl File {
 
     fn check_coordinators(&self, id: u64, source: &Source) -> Result<(), ConfigError> {
         let wrong = |reason: String| Err(source.error("coordinator", reason));
+        for (at, peer) in self.coordinator.iter().enumerate() {
+            if let Some(other) = self.coordinator[..at].iter().find(|other| other.address == peer.address) {
+                let (one, two, address) = (other.id, peer.id, &peer.address);
+                return wrong(format!(
+                    "{one} and {two} are both at {address}; each needs an address of its own"
+                ));
+            }
+        }
         let count = self.coordinator.len();
         if ![0, 1, 3, 5].contains(&count) {
             return wrong(format!("{count} are listed; a group has 1, 3 or 5"));
@@ -315,6 +323,15 @@ mod tests {
         check(
             &with("[[coordinator]]\nid = 2\naddress = \"a:1\""),
             "coordinator: id 1, which this one is, is not among those listed",
+        );
+        check(
+            "id = 1\ndata = \"\"\n",
+            "c.toml:2: data: is empty; name a folder of its own, as in data = \"/var/lib/troth\"",
+        );
+        check(&with("listen = \"\""), "c.toml:3: listen: is empty; write host:port, or leave it out");
+        check(
+            &with("[[coordinator]]\nid = 1\naddress = \"a:1\"\n[[coordinator]]\nid = 2\naddress = \"a:1\""),
+            "coordinator: 1 and 2 are both at a:1; each needs an address of its own",
         );
         check(
             &with("[cluster]\nfounding = \"now\""),

@@ -138,8 +138,12 @@ impl Metrics {
             samples.gauge(
                 "leads",
                 "1 while this coordinator leads",
-                f64::from(u8::from(leader.is_some())),
+                f64::from(u8::from(leader.is_some() && group.is_led())),
             )?;
+            let ahead =
+                leader.map_or(Duration::ZERO, |leader| leader.time_ahead(coordinator.core().now().millis));
+            let help = "How far the time of the cluster is ahead of the wall clock of its leader";
+            samples.gauge("time_ahead_seconds", help, ahead.as_secs_f64())?;
             samples.counter(
                 "servers_refused",
                 "Servers that have ended, since their data folder is a copy or has lost something",

@@ -191,9 +191,10 @@ impl Vitals for Health {
         let behind = shards.iter().map(|shard| shard.group().behind()).max().unwrap_or(0);
         let id = node.id();
         let standing = map.node(id).map(|node| node.state.name());
-        let ready = self.health().is_ok() && map.epoch > MapEpoch(0) && leaderless.is_empty();
+        let admitted = node.is_admitted();
+        let ready = self.health().is_ok() && admitted && map.epoch > MapEpoch(0) && leaderless.is_empty();
         let details = json!({
-            "ready": ready, "role": "participant", "id": id.0, "state": standing, "shards": shards.len(),
+            "ready": ready, "role": "participant", "admitted": admitted, "id": id.0, "state": standing, "shards": shards.len(),
             "leads": status.iter().filter(|status| status.serving).count(), "leaderless": leaderless,
             "behind": behind, "map_epoch": map.epoch.0, "health": self.health().err(),
         });

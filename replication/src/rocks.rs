@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -50,8 +50,24 @@ pub enum Reach {
 
 /// RocksDB failed. Whoever sees one must not go on as if the write had happened.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("storage: {0}")]
+#[error("{}", told(.0))]
 pub struct StoreError(#[from] pub rocksdb::Error);
+
+/// In words for an operator.
+fn told(error: &rocksdb::Error) -> String {
+    if is_full(error) {
+        return "the disk of the data folder is full: make room on it, and start the server again; nothing that was \
+                acknowledged is lost"
+            .into();
+    }
+    format!("storage: {error}")
+}
+
+/// How systems say that a disk is full, or all of it that this user may have.
+fn is_full(error: &rocksdb::Error) -> bool {
+    let text: &str = error.as_ref();
+    text.contains("No space left on device") || text.contains("Disk quota exceeded")
+}
 
 impl StoreError {
     /// Whether the read would have succeeded with [`Reach::Disk`].
@@ -156,6 +172,8 @@ struct Shared {
     mark: Mutex<Mark>,
     /// What the mark says, for whoever must not wait while it is being moved.
     progress: AtomicU64,
+    /// The first write that failed, in words.
+    failure: OnceLock<String>,
     // Dropped after the database, in the order of declaration: who waits for them finds the folder free.
     closed: watch::Sender<()>,
     _open: Open,
@@ -231,6 +249,8 @@ fn open_database(
         let message = source.to_string();
         if message.contains("lock") && message.contains("LOCK") {
             OpenError::InUse { path: path.to_owned() }
+        } else if is_full(&source) {
+            OpenError::Folder { path: path.to_owned(), source: io::ErrorKind::StorageFull.into() }
         } else {
             OpenError::Damaged { path: path.to_owned(), source }
         }
@@ -285,7 +305,17 @@ impl Store {
         let count = counted(count.as_deref());
         mark.set(path, count).map_err(folder)?;
         let (mark, progress) = (Mutex::new(mark), AtomicU64::new(count));
-        let store = Store { shared: Arc::new(Shared { db, families, mark, progress, closed, _open: open }) };
+        let store = Store {
+            shared: Arc::new(Shared {
+                db,
+                families,
+                mark,
+                progress,
+                failure: OnceLock::new(),
+                closed,
+                _open: open,
+            }),
+        };
         store.claim(path, owner)?;
         Ok(store)
     }
@@ -449,7 +479,21 @@ impl Store {
     /// # Errors
     /// If the database cannot be written.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        Ok(self.shared.db.write(batch)?)
+        self.noting(self.shared.db.write(batch))
+    }
+
+    /// Remembers the first failure: what comes after it follows from it.
+    fn noting<T>(&self, outcome: Result<T, rocksdb::Error>) -> Result<T, StoreError> {
+        outcome.map_err(|error| {
+            let error = StoreError(error);
+            self.shared.failure.get_or_init(|| error.to_string());
+            error
+        })
+    }
+
+    /// The first write that failed, in words; `None`: none has.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.shared.failure.get().cloned()
     }
 
     /// Writes a batch, all or nothing, and makes it durable, with everything that was written before.
@@ -462,7 +506,7 @@ impl Store {
         let count = (mark.count() + 1).to_be_bytes();
         self.put(&mut batch, families::META, COUNT_KEY, &count);
         self.write(batch)?;
-        self.shared.db.flush_wal(true)?;
+        self.noting(self.shared.db.flush_wal(true))?;
         if let Err(error) = mark.advance() {
             // An old mark says too little, and never too much.
             tracing::warn!(%error, "what was synced cannot be marked");

@@ -137,6 +137,7 @@ pub fn main<F: ServerFile, C, S: Running, E: Display>(
         }
     };
     process::abort_on_panic();
+    process::take_descriptors();
     process::work_in_batches();
     let run = async {
         let asked = process::asked_to_stop(flags.stop_with_parent);
@@ -214,6 +215,36 @@ pub struct Base {
     http: Option<Http>,
 }
 
+/// The vitals of a server that nobody can connect to when its certificate has ended.
+struct Certified {
+    vitals: Arc<dyn Vitals>,
+    /// Seconds since the Unix epoch.
+    expires_at: i64,
+}
+
+impl Vitals for Certified {
+    fn health(&self) -> Result<(), String> {
+        self.vitals.health()
+    }
+
+    fn readiness(&self) -> (bool, serde_json::Value) {
+        let (ready, mut details) = self.vitals.readiness();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+        let valid = now < self.expires_at;
+        if let Some(details) = details.as_object_mut() {
+            details.insert("certificate_days".into(), ((self.expires_at - now).div_euclid(24 * 3600)).into());
+            if !valid {
+                details.insert("ready".into(), false.into());
+                details.insert(
+                    "certificate".into(),
+                    "has expired: nobody can connect; renew it with `troth cert`".into(),
+                );
+            }
+        }
+        (ready && valid, details)
+    }
+}
+
 /// What a server is, for its metrics.
 struct About {
     role: Role,
@@ -264,7 +295,20 @@ impl Base {
             let help = "When this server was started: seconds since the Unix epoch";
             samples.gauge("start_time_seconds", help, began)?;
             let help = "When its certificate ends: seconds since the Unix epoch";
-            samples.gauge("certificate_expiry_seconds", help, certificate_expires_at as f64)
+            samples.gauge("certificate_expiry_seconds", help, certificate_expires_at as f64)?;
+            let help = "Lines of the log that were counted and not written, since they repeat others";
+            samples.counter("log_lines_unwritten", help, process::unwritten())?;
+            let (open, most) = process::descriptors();
+            samples.gauge("open_descriptors", "Files and sockets that are open", open as f64)?;
+            samples.gauge("descriptors_max", "How many may be", most as f64)
+        });
+        let data = self.data.clone();
+        Sampler::register(&mut registry, move |samples| {
+            // A folder that cannot be asked shows elsewhere.
+            let Ok(disk) = rustix::fs::statvfs(&data) else { return Ok(()) };
+            let help = "Bytes that are free on the disk of the data folder";
+            samples.gauge("disk_free_bytes", help, (disk.f_bavail * disk.f_frsize) as f64)?;
+            samples.gauge("disk_bytes", "Bytes of that disk", (disk.f_blocks * disk.f_frsize) as f64)
         });
         self.store.register(&mut registry);
         writer.register(&mut registry);
@@ -282,6 +326,8 @@ impl Base {
         more: impl FnOnce(&HttpConfig, &CancellationToken) -> axum::Router,
     ) -> Result<(), ServerError> {
         if let Some(config) = &self.http_config {
+            let expires_at = self.about.certificate_expires_at;
+            let vitals = Arc::new(Certified { vitals, expires_at });
             let http =
                 Http::serve(config.listen, Shown::new(registry), vitals, |stop| more(config, stop)).await?;
             process::publish(&self.data, "http-address", http.address())?;

@@ -6,7 +6,7 @@ mod placement;
 mod switchover;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -65,6 +65,8 @@ struct Inner {
     notices: Arc<Notices>,
     /// The participants that have confirmed that this one has all that they have heard of.
     confirmed: watch::Sender<BTreeSet<NodeId>>,
+    /// That time is ahead of the clock was said.
+    said_ahead: AtomicBool,
     /// What participants have said of themselves to this leader.
     signs: Mutex<Signs>,
     /// Why this coordinator must not go on, once it must not.
@@ -129,6 +131,7 @@ impl Coordinator {
             peers,
             notices,
             confirmed: watch::channel(BTreeSet::new()).0,
+            said_ahead: AtomicBool::new(false),
             signs: Mutex::default(),
             failure: watch::channel(None).0,
             limits,
@@ -272,7 +275,7 @@ impl Coordinator {
             id: inner.id,
             version: env!("CARGO_PKG_VERSION").into(),
             leader,
-            epoch: core.leader.as_ref().filter(|_| !inner.group.is_stalled()).map(Leader::epoch),
+            epoch: core.leader.as_ref().filter(|_| inner.leads_indeed()).map(Leader::epoch),
             map_epoch: map.map_or(MapEpoch(0), |map| map.epoch),
             in_flight: core.leader.as_ref().map_or(0, Leader::in_flight) as u64,
             unfinished: core.state.unfinished().len() as u64,
@@ -313,6 +316,12 @@ impl WeakCoordinator {
 }
 
 impl Inner {
+    /// Whether what this leader takes for its leadership is so, as far as it can know: its disk works, and a majority
+    /// was heard of in the last seconds.
+    fn leads_indeed(&self) -> bool {
+        !self.group.is_stalled() && self.group.is_led()
+    }
+
     fn not_leader(&self) -> Reject {
         let leader = match &*self.group.leadership().borrow() {
             Leadership::Follower { leader } => *leader,

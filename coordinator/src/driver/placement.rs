@@ -1,6 +1,7 @@
 //! Participants that make themselves known, operators that change where they stand, and shards that move.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -24,6 +25,9 @@ const MAP_PATIENCE: Duration = Duration::from_millis(800);
 
 /// How often it is written down how far participants are.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time may be ahead of the wall clock by this much without a word: clocks are never quite the same.
+const AHEAD_MAX: Duration = Duration::from_secs(5);
 
 /// After how long it is said that participants are waited for.
 const SAY_AFTER: Duration = Duration::from_secs(3);
@@ -354,10 +358,30 @@ impl Inner {
         });
     }
 
+    /// Says so, once, if the time of the cluster is far ahead of the wall clock.
+    fn look_at_the_time(&self) {
+        let now = self.core.now();
+        let ahead = match &self.core.lock().leader {
+            Some(leader) => leader.time_ahead(now.millis),
+            None => return,
+        };
+        let far = ahead > AHEAD_MAX;
+        if far && !self.said_ahead.swap(true, Ordering::Relaxed) {
+            self.notices.warn(format!(
+                "the time of this cluster is {} s ahead of the wall clock of its leader: a clock was wrong once. It \
+                 goes on by counting until clocks have caught up; ages are measured in it",
+                ahead.as_secs()
+            ));
+        } else if ahead < AHEAD_MAX / 2 {
+            self.said_ahead.store(false, Ordering::Relaxed);
+        }
+    }
+
     /// Writes down how far participants are, while this one leads.
     pub(super) async fn note_progress(&self) {
         loop {
             sleep(PROGRESS_INTERVAL).await;
+            self.look_at_the_time();
             let nodes: Vec<(NodeId, u64)> = {
                 let (core, signs) = (self.core.lock(), self.signs.lock());
                 let noted = |node: &NodeId| core.state.progress().get(node).copied().unwrap_or(0);

@@ -148,6 +148,11 @@ pub struct Leader {
 }
 
 impl Leader {
+    /// How far the time of the cluster is ahead of the wall clock.
+    pub fn time_ahead(&self, now_millis: u64) -> Duration {
+        Duration::from_millis(self.oracle.last().millis().saturating_sub(now_millis))
+    }
+
     /// A new leader: it takes up all that is unfinished, and asks all shards what they have
     /// prepared.
     pub fn new(epoch: Epoch, limits: Limits, rules: Rules, now: Now, state: &State) -> Leader {

@@ -139,6 +139,11 @@ impl Node {
         self.record.id
     }
 
+    /// Whether the coordinators have admitted this start of it.
+    pub fn is_admitted(&self) -> bool {
+        *self.admitted.borrow()
+    }
+
     /// The newest map that it has.
     pub fn map(&self) -> Arc<ClusterMap> {
         self.router.map()

@@ -71,6 +71,13 @@ impl Source {
         }
     }
 
+    /// Whether a path is that of the file's own folder: what an empty path comes to.
+    fn is_folder(&self, path: &Path) -> bool {
+        self.path
+            .parent()
+            .is_some_and(|folder| folder.join("") == path && path.to_string_lossy().ends_with('/'))
+    }
+
     /// A time that a key sets.
     ///
     /// # Errors
@@ -237,7 +244,17 @@ impl Common<'_> {
         if id == 0 {
             return Err(source.error("id", "must be 1 or more"));
         }
+        for (key, value) in [("listen", &*self.listen), ("advertise", &*self.advertise)] {
+            if value.as_ref().is_some_and(|value| value.is_empty()) {
+                return Err(source.error(key, "is empty; write host:port, or leave it out"));
+            }
+        }
         let data = self.data.clone().ok_or_else(|| source.missing("data", "data = \"/var/lib/troth\""))?;
+        if data.as_os_str().is_empty() || source.is_folder(&data) {
+            return Err(
+                source.error("data", "is empty; name a folder of its own, as in data = \"/var/lib/troth\"")
+            );
+        }
         let quic = self.network.quic(self.listen.as_deref().unwrap_or(default_listen), source)?;
         let http = self.http.resolve(source)?;
         let slow = source.time("log.slow_ms", Duration::from_millis(self.log.slow_ms))?;

@@ -1,6 +1,7 @@
 //! What the two servers share: configuration files, logging, signals, exit codes.
 
 mod config;
+mod sparing;
 mod telemetry;
 
 use std::fs;
@@ -11,6 +12,7 @@ pub use self::config::{
     Basics, Common, ConfigError, HttpConfig, HttpSection, Memory, MemorySection, NetworkSection, RaftSection,
     ServerFile, Source, TIME_MAX, TlsSection, Token, load, load_server, parse,
 };
+pub use self::sparing::unwritten;
 pub use self::telemetry::{LogFormat, LogSection, TraceSection, Traces};
 
 /// The process did what it was asked to.
@@ -53,6 +55,36 @@ pub fn work_in_batches() {
 /// Other systems have no such policy.
 #[cfg(not(target_os = "linux"))]
 pub fn work_in_batches() {}
+
+/// Descriptors that a server needs at the least: RocksDB keeps up to 512 files open, besides its logs; HTTP has
+/// connections; and there is a reserve.
+const DESCRIPTORS_MIN: u64 = 1024;
+
+/// Takes as many file descriptors as the system lets this process have, and says so if they are few.
+pub fn take_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limits = getrlimit(Resource::Nofile);
+    if let (Some(current), most) = (limits.current, limits.maximum)
+        && most.is_none_or(|most| current < most)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
+    {
+        tracing::debug!(%error, "the limit of descriptors stays what it was");
+    }
+    let (_, most) = descriptors();
+    if most < DESCRIPTORS_MIN {
+        tracing::warn!(
+            "this process may have {most} files and sockets open, and may need {DESCRIPTORS_MIN}: raise the limit \
+             (LimitNOFILE of its systemd unit, or ulimit -n)"
+        );
+    }
+}
+
+/// How many files and sockets this process has open, and how many it may have.
+pub fn descriptors() -> (u64, u64) {
+    use rustix::process::{Resource, getrlimit};
+    let open = fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64);
+    (open, getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+}
 
 /// Writes an address into a file of the data folder, in a line, for scripts that let the system choose a
 /// port.

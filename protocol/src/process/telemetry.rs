@@ -8,6 +8,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
 use super::config::{ConfigError, Source};
+use super::sparing::Sparing;
 use crate::net::Role;
 
 /// How to write the log.
@@ -78,8 +79,14 @@ impl LogSection {
         let filter = filter.map_err(|error| source.error("log.level", error))?;
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
         let lines = match self.format {
-            LogFormat::Json => lines.json().flatten_event(true).boxed(),
-            LogFormat::Pretty => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+            LogFormat::Json => {
+                let lines = lines.json().flatten_event(true);
+                lines.map_event_format(|format| Sparing::new(format, true)).boxed()
+            }
+            LogFormat::Pretty => {
+                let lines = lines.with_ansi(std::io::stderr().is_terminal());
+                lines.map_event_format(|format| Sparing::new(format, false)).boxed()
+            }
         };
         let (traces, layer) = trace.start(role, id.unwrap_or_default(), source)?;
         // A second start in one process, as tests do, keeps the first.

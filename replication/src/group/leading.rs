@@ -13,6 +13,7 @@ use troth_protocol::{GroupId, NodeId};
 use super::{Group, ProposeError, Sole, Timing};
 use crate::adapter::Adapter;
 use crate::machine::Machine;
+use crate::rocks::Store;
 use crate::types::{self, Types};
 
 /// A follower that was not heard of for this long is not fit to lead.
@@ -225,6 +226,7 @@ const CATCH_UP_PAUSE: Duration = Duration::from_millis(5);
 pub(super) async fn watch_leadership<M: Machine>(
     raft: Raft<Types, Adapter<M>>,
     group: GroupId,
+    store: Store,
     silent_until: Instant,
     sole: Arc<Sole>,
     leadership: watch::Sender<Leadership>,
@@ -298,8 +300,10 @@ pub(super) async fn watch_leadership<M: Machine>(
             let reason = match raft.metrics().borrow_watched().running_state.clone() {
                 Err(openraft::errors::Fatal::Stopped) | Ok(()) => "the group has stopped".to_owned(),
                 Err(error) => {
+                    // The library says where it was when that happened, and more than once.
+                    let error = store.failure().unwrap_or_else(|| error.to_string());
                     tracing::error!(%group, %error, "the group has failed and serves no more");
-                    error.to_string()
+                    error
                 }
             };
             sole.set(false, changes);

@@ -246,7 +246,8 @@ impl<M: Machine> Group<M> {
         let silent_until = leading::keep_promises(&raft, node, timing, had_a_life).await.map_err(&failed)?;
         let (sender, leadership) = watch::channel(Leadership::Follower { leader: None });
         let sole = Arc::new(Sole::default());
-        let watching = leading::watch_leadership(raft.clone(), group, silent_until, sole.clone(), sender);
+        let watching =
+            leading::watch_leadership(raft.clone(), group, store.clone(), silent_until, sole.clone(), sender);
         let cutting = retention::keep_log_short(raft.clone(), outgoing.clone(), log_entries_max);
         let (watcher, cutter) = (tokio::spawn(watching), tokio::spawn(cutting).abort_handle());
         let inner = Inner {

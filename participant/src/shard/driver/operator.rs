@@ -42,7 +42,7 @@ impl Shard {
         ShardStatus {
             shard: inner.shard,
             leader,
-            serving: core.leader.is_some() && !inner.group.is_stalled(),
+            serving: core.leader.is_some() && !inner.group.is_stalled() && inner.group.is_led(),
             lead: core.state.marks().lead,
             applied: inner.group.applied(),
             prepared: core.state.prepared().len() as u64,
