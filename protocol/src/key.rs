@@ -115,11 +115,17 @@ impl KeyRange {
     }
 
     /// All keys that begin with a prefix.
-    pub fn prefix(prefix: &[u8]) -> KeyRange {
+    pub fn prefix(prefix: impl AsRef<[u8]>) -> KeyRange {
+        let prefix = prefix.as_ref();
         KeyRange {
             start: Key::copy_from(prefix),
             end: successor_of_prefix(prefix).map(|end| Key(end.into())),
         }
+    }
+
+    /// The keys from `start` up to but not including `end`.
+    pub fn between(start: impl AsRef<[u8]>, end: impl AsRef<[u8]>) -> KeyRange {
+        KeyRange { start: Key::copy_from(start.as_ref()), end: Some(Key::copy_from(end.as_ref())) }
     }
 
     /// Whether a key lies in the range.

@@ -14,7 +14,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -28,7 +28,7 @@ use tower::retry::budget::{Budget, TpsBudget};
 use crate::cluster_map::{ClusterMap, Node};
 use crate::id::{GroupId, MapEpoch, NodeId, ShardId};
 use crate::message::{Request, Response, coordinator, shard};
-use crate::net::{CallError, Peer, Transport};
+use crate::net::{CallError, Peer, Role, Transport};
 use crate::reject::Reject;
 
 /// How long one attempt may take before another member is asked as well, if that is harmless.
@@ -52,6 +52,9 @@ const BUDGET_SHARE: f32 = 0.2;
 const BUDGET_PER_SECOND: u32 = 10;
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
+/// Coordinators of which is remembered what came of asking them.
+const TROUBLES_MAX: usize = 64;
+
 /// Whether a request may be sent again when nobody knows what became of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Resend {
@@ -74,6 +77,9 @@ pub enum RouteError {
     /// There is nobody to call.
     #[error("no member of the {0} is known")]
     NoMember(GroupId),
+    /// The caller has closed its connections.
+    #[error("the connections are closed")]
+    Closed,
     /// The answer is of a kind that does not belong to the question.
     #[error("a server gave an answer of the wrong kind")]
     WrongAnswer,
@@ -85,7 +91,7 @@ impl RouteError {
         match self {
             RouteError::Rejected(reject) => reject.is_ambiguous(),
             RouteError::Call(error) => error.is_ambiguous(),
-            RouteError::NoMember(_) => false,
+            RouteError::NoMember(_) | RouteError::Closed => false,
             RouteError::WrongAnswer => true,
         }
     }
@@ -98,7 +104,7 @@ impl RouteError {
             RouteError::Rejected(reject) => reject.is_retriable(),
             RouteError::Call(CallError::TooLarge(_)) => false,
             RouteError::Call(_) => true,
-            RouteError::NoMember(_) | RouteError::WrongAnswer => false,
+            RouteError::NoMember(_) | RouteError::Closed | RouteError::WrongAnswer => false,
         }
     }
 
@@ -113,7 +119,9 @@ impl RouteError {
     pub fn reject(&self) -> Option<&Reject> {
         match self {
             RouteError::Rejected(reject) => Some(reject),
-            RouteError::Call(_) | RouteError::NoMember(_) | RouteError::WrongAnswer => None,
+            RouteError::Call(_) | RouteError::NoMember(_) | RouteError::Closed | RouteError::WrongAnswer => {
+                None
+            }
         }
     }
 }
@@ -130,6 +138,10 @@ pub struct Router {
     /// Which coordinator is asked for the map first.
     map_source: AtomicUsize,
     budget: TpsBudget,
+    /// Nobody is called any more.
+    closed: AtomicBool,
+    /// What came last of asking each coordinator, where that was no answer.
+    troubles: Mutex<HashMap<Peer, CallError>>,
 }
 
 impl Router {
@@ -156,6 +168,8 @@ impl Router {
             probing: Mutex::default(),
             map_source: AtomicUsize::new(0),
             budget: TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_SHARE),
+            closed: AtomicBool::new(false),
+            troubles: Mutex::default(),
         }
     }
 
@@ -178,6 +192,39 @@ impl Router {
             }
             newer
         });
+    }
+
+    /// From now on nobody is called, and whoever waits is told so with its next attempt.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// What came last of asking the coordinators, where that was no answer: each in one phrase.
+    pub fn troubles(&self) -> Vec<String> {
+        let troubles = self.troubles.lock();
+        let known = self.coordinators();
+        known.iter().filter_map(|peer| troubles.get(peer)).map(ToString::to_string).collect()
+    }
+
+    /// Whether no coordinator can ever be used, by what came of asking each of them.
+    pub fn is_hopeless(&self) -> bool {
+        let troubles = self.troubles.lock();
+        let refused = |peer: &Peer| matches!(troubles.get(peer), Some(CallError::Refused { .. }));
+        self.coordinators().iter().all(refused)
+    }
+
+    fn note<T>(&self, peer: &Peer, outcome: &Result<T, CallError>) {
+        if peer.role == Role::Coordinator {
+            let mut troubles = self.troubles.lock();
+            match outcome {
+                Ok(_) => drop(troubles.remove(peer)),
+                // There are not many coordinators, but some come and go.
+                Err(error) if troubles.len() < TROUBLES_MAX || troubles.contains_key(peer) => {
+                    troubles.insert(peer.clone(), error.clone());
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// The transport, for calls that are not for a group's leader.
@@ -251,15 +298,24 @@ impl Router {
         let mut redirected = false;
         self.budget.deposit();
         loop {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(RouteError::Closed);
+            }
             let Some(peer) = self.target(group, &mut turn) else {
                 self.pause(group, None, &mut pauses, deadline, RouteError::NoMember(group)).await?;
                 continue;
             };
+            if Instant::now() >= deadline {
+                let reason = "the deadline passed before anything was sent".to_owned();
+                return Err(RouteError::Call(CallError::Unreachable { peer, reason }));
+            }
             let attempt_deadline = match resend {
                 Resend::Idempotent => deadline.min(Instant::now() + ATTEMPT_TIMEOUT),
                 Resend::OnlyUnsent => deadline,
             };
-            let error = match self.attempt(group, &peer, make(), attempt_deadline).await {
+            let outcome = self.attempt(group, &peer, make(), attempt_deadline).await;
+            self.note(&peer, &outcome);
+            let error = match outcome {
                 Ok(Response::Rejected(reject)) => RouteError::Rejected(reject),
                 Ok(response) => {
                     self.remember(group, peer);
@@ -268,6 +324,9 @@ impl Router {
                 Err(error) => RouteError::Call(error),
             };
             if !error.is_worth_another() || error.ends(resend) {
+                return Err(error);
+            }
+            if group == GroupId::Coordinator && self.is_hopeless() {
                 return Err(error);
             }
             // One redirect needs no pause. Members that name each other do.
@@ -395,7 +454,7 @@ impl Router {
             Some(RouteError::Rejected(reject)) => {
                 matches!(reject, Reject::StaleMap { .. } | Reject::WrongNode { .. })
             }
-            Some(RouteError::NoMember(_) | RouteError::WrongAnswer) => false,
+            Some(RouteError::NoMember(_) | RouteError::Closed | RouteError::WrongAnswer) => false,
         };
         if map_may_help {
             self.refresh_map(until.max(Instant::now() + Duration::from_millis(50)).min(deadline)).await;
@@ -419,7 +478,9 @@ impl Router {
             let source = self.map_source.load(Ordering::Relaxed);
             let peer = &coordinators[source % coordinators.len()];
             let request = Request::Coordinator(coordinator::Request::Map { known });
-            match self.transport.call(peer, request, deadline).await {
+            let outcome = self.transport.call(peer, request, deadline).await;
+            self.note(peer, &outcome);
+            match outcome {
                 Ok(Response::Coordinator(coordinator::Response::Map(map))) => return self.learn(map),
                 Ok(Response::Coordinator(_)) => return,
                 // The next refresh begins with the next one, for this one may have used up the time.

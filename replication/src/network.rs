@@ -116,9 +116,9 @@ impl Member {
             Ok(Response::Coordinator(_) | Response::Shard(_) | Response::Admin(_)) => {
                 Err(unreachable(format!("node {} gave an answer of the wrong kind", self.to)))
             }
-            Err(error @ (CallError::Unreachable { .. } | CallError::TooLarge(_))) => {
-                Err(unreachable(error.to_string()))
-            }
+            Err(
+                error @ (CallError::Unreachable { .. } | CallError::Refused { .. } | CallError::TooLarge(_)),
+            ) => Err(unreachable(error.to_string())),
             Err(error @ (CallError::Lost { .. } | CallError::DeadlineExceeded { .. })) => {
                 Err(RPCError::Network(NetworkError::from_string(error)))
             }

@@ -13,10 +13,10 @@ use troth_protocol::{ClientId, ClusterMap, TxnId};
 use crate::config::ClientConfig;
 use crate::error::Error;
 use crate::operator::Operator;
-use crate::reader::{Patience, Reader};
+use crate::reader::{Patience, Reader, after};
 use crate::snapshot::Snapshot;
 use crate::timestamps::Timestamps;
-use crate::transaction::{Commit, Handle, Outcome, Transaction};
+use crate::transaction::{Commit, End, Handle, Outcome, Transaction};
 
 /// The shortest and longest pause before a transaction is tried again.
 const RETRY_MIN: Duration = Duration::from_micros(500);
@@ -55,13 +55,20 @@ impl Client {
     /// Waits until the cluster has placed its shards.
     async fn ready(&self) -> Result<(), Error> {
         let Inner { router, timeout, .. } = &*self.inner;
-        let deadline = Instant::now() + *timeout;
+        let deadline = after(*timeout);
         let mut pauses = pauses();
         while !router.map().is_placed() {
+            let map = router.map();
+            let troubles = router.troubles().join("; ");
+            if router.is_hopeless() {
+                return Err(Error::Config(format!("no coordinator can be used: {troubles}")));
+            }
             if Instant::now() >= deadline {
-                let map = router.map();
                 let reason = match map.nodes.len() {
-                    0 if map.shards == 0 => "no coordinator answers".to_owned(),
+                    0 if map.shards == 0 && troubles.is_empty() => {
+                        "coordinators answer, and have no cluster yet: a majority of them must run".to_owned()
+                    }
+                    0 if map.shards == 0 => format!("no coordinator answers: {troubles}"),
                     nodes => format!("the cluster waits for more participants; {nodes} have registered"),
                 };
                 return Err(Error::unavailable(reason));
@@ -82,6 +89,10 @@ impl Client {
     /// The closure's own errors end the transaction without a commit and come back as they are.
     /// A closure that captures variables borrows them: write `async |tx| { … }`, without `move`.
     ///
+    /// The closure needs not commit. If it does, what came of that is what comes back: the closure's value if the
+    /// transaction was committed, another run if it was aborted. After a rollback the value comes back, and nothing
+    /// has happened. After the deadline nothing is sent: a closure that takes longer than that has had no effect.
+    ///
     /// # Errors
     /// The closure's own error; or an [`Error`], turned into that type: [`Error::Aborted`] and
     /// other retriable ones when the timeout has passed, [`Error::Unknown`] if it is not known
@@ -92,15 +103,15 @@ impl Client {
         Fut: Future<Output = Result<T, E>>,
         E: From<Error>,
     {
-        let deadline = Instant::now() + self.inner.timeout;
+        let deadline = after(self.inner.timeout);
         let mut pauses = ExponentialBuilder::new()
             .with_min_delay(RETRY_MIN)
             .with_max_delay(RETRY_MAX)
             .with_jitter()
             .without_max_times()
             .build();
-        loop {
-            let error = match self.attempt(&run, deadline).await {
+        for number in 1.. {
+            let error = match self.attempt(&run, number, deadline).await {
                 Attempt::Done(value) => return Ok(value),
                 Attempt::Own(error) => return Err(error),
                 Attempt::Failed(error) => error,
@@ -116,14 +127,15 @@ impl Client {
             tracing::debug!(%error, "trying the transaction again");
             sleep(pause).await;
         }
+        unreachable!("an attempt takes longer than to count it")
     }
 
-    async fn attempt<T, E, F, Fut>(&self, run: &F, deadline: Instant) -> Attempt<T, E>
+    async fn attempt<T, E, F, Fut>(&self, run: &F, number: u32, deadline: Instant) -> Attempt<T, E>
     where
         F: Fn(Transaction) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        let transaction = match self.begin_with(Patience::Until(deadline)).await {
+        let transaction = match self.begin_with(number, Patience::Until(deadline)).await {
             Ok(transaction) => transaction,
             Err(error) => return Attempt::Failed(error),
         };
@@ -135,7 +147,15 @@ impl Client {
             (Err(error), _) => return Attempt::Own(error),
             (Ok(_), Some(failure)) => return Attempt::Failed(failure),
         };
-        match transaction.commit().await {
+        let answer = match transaction.ended() {
+            None => transaction.commit().await,
+            // The closure wanted nothing to happen.
+            Some(End::RolledBack) => return Attempt::Done(value),
+            // It has committed by itself.
+            Some(End::Answered(answer)) => answer,
+            Some(End::Sent(handle)) => Ok(Commit::Unknown { handle }),
+        };
+        match answer {
             Ok(Commit::Committed { .. }) => Attempt::Done(value),
             Ok(Commit::Aborted { cause }) => Attempt::Failed(Error::Aborted { cause }),
             Ok(Commit::Unknown { handle }) => Attempt::Failed(Error::Unknown(handle)),
@@ -150,14 +170,14 @@ impl Client {
     /// # Errors
     /// [`Error::Unavailable`] if no coordinator leader answers within the configured timeout.
     pub async fn begin(&self) -> Result<Transaction, Error> {
-        self.begin_with(Patience::Each(self.inner.timeout)).await
+        self.begin_with(1, Patience::Each(self.inner.timeout)).await
     }
 
-    async fn begin_with(&self, patience: Patience) -> Result<Transaction, Error> {
+    async fn begin_with(&self, attempt: u32, patience: Patience) -> Result<Transaction, Error> {
         let (start, epoch) = self.inner.timestamps.begin(patience.deadline()).await?;
         let id = TxnId { start, client: self.inner.id };
         let reader = Reader { router: self.inner.router.clone(), at: start, patience };
-        Ok(Transaction::new(id, epoch, reader))
+        Ok(Transaction::new(id, epoch, attempt, reader))
     }
 
     /// The database as of now, for reading only. It sees everything that was committed before this
@@ -203,6 +223,7 @@ impl Client {
     /// Says goodbye to the servers, so that they need not find out by themselves. Transactions
     /// under way fail.
     pub async fn close(&self) {
+        self.inner.router.close();
         self.inner.quic.close().await;
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use troth_protocol::net::quic::Sockets;
-use troth_protocol::net::tls::{CredentialFiles, Credentials};
+use troth_protocol::net::tls::{CredentialFiles, Credentials, Issued};
 use troth_protocol::process::{self, Source, TlsSection};
 
 use crate::error::Error;
@@ -38,7 +38,11 @@ struct File {
 
 impl ClientConfig {
     /// A configuration with defaults for everything that has one: a timeout of 30 s.
-    pub fn new(coordinators: Vec<String>, credentials: Credentials) -> ClientConfig {
+    pub fn new(
+        coordinators: impl IntoIterator<Item = impl Into<String>>,
+        credentials: Credentials,
+    ) -> ClientConfig {
+        let coordinators: Vec<String> = coordinators.into_iter().map(Into::into).collect();
         let any =
             if coordinators.iter().all(|address| is_loopback(address)) { [127, 0, 0, 1] } else { [0; 4] };
         ClientConfig {
@@ -63,7 +67,8 @@ impl ClientConfig {
     ///
     /// # Errors
     /// [`Error::Config`] names the file and line.
-    pub fn load(path: &Path) -> Result<ClientConfig, Error> {
+    pub fn load(path: impl AsRef<Path>) -> Result<ClientConfig, Error> {
+        let path = path.as_ref();
         let config = |error: &dyn std::fmt::Display| Error::Config(error.to_string());
         let (file, source): (File, Source) = process::load(path).map_err(|error| config(&error))?;
         if file.coordinators.is_empty() {
@@ -83,6 +88,15 @@ impl ClientConfig {
         }
         Ok(loaded)
     }
+}
+
+/// Who an application is, from PEM text: the authority's certificate, its own, and its private key.
+///
+/// # Errors
+/// [`Error::Config`] if the text is not what it should be.
+pub fn credentials_from_pem(ca: &str, certificate: &str, key: &str) -> Result<Credentials, Error> {
+    let issued = Issued { certificate: certificate.to_owned(), key: key.to_owned() };
+    Credentials::from_pem(ca, &issued).map_err(|error| Error::Config(error.to_string()))
 }
 
 fn is_loopback(address: &str) -> bool {

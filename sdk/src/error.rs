@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use troth_protocol::limits::VERSION_RETENTION;
 use troth_protocol::message::txn::Cause;
+use troth_protocol::net::CallError;
 use troth_protocol::routing::RouteError;
 use troth_protocol::{Key, Reject, TxnId};
 
@@ -52,8 +54,8 @@ pub enum Error {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The transaction or snapshot is older than may be. Nothing happened.
-    #[error("older than a transaction or snapshot may be ({} s by default)", troth_protocol::limits::TXN_AGE_MAX.as_secs())]
+    /// The transaction or snapshot reads at a moment whose versions are not kept any more. Nothing happened.
+    #[error("it reads at a moment of longer ago than versions are kept ({} s by default)", VERSION_RETENTION.as_secs())]
     TooOld,
     /// A limit was exceeded. Nothing happened.
     #[error("{what} has {actual} {unit}; at most {limit} may be")]
@@ -70,6 +72,9 @@ pub enum Error {
     /// The transaction has ended already, by commit or rollback.
     #[error("the transaction has ended already")]
     Ended,
+    /// The client was closed, or the runtime that it was made in is gone. Nothing happened.
+    #[error("the client is closed")]
+    Closed,
     /// The configuration makes no sense, or a certificate cannot be used.
     #[error("{0}")]
     Config(String),
@@ -90,6 +95,7 @@ impl Error {
             Error::Aborted { .. }
             | Error::Limit { .. }
             | Error::Ended
+            | Error::Closed
             | Error::Config(_)
             | Error::Refused(_) => Kind::Fatal,
         }
@@ -115,10 +121,12 @@ impl Error {
     }
 }
 
-/// For calls without effect, where it does not matter whether they happened.
-impl From<RouteError> for Error {
-    fn from(error: RouteError) -> Error {
+impl Error {
+    /// Of a call without effect, where it does not matter whether that happened.
+    pub(crate) fn routed(error: RouteError) -> Error {
         match error {
+            RouteError::Closed => Error::Closed,
+            RouteError::Call(error @ CallError::Refused { .. }) => Error::Config(error.to_string()),
             RouteError::Rejected(Reject::Blocked { key, by }) => Error::Blocked { key, by },
             RouteError::Rejected(Reject::SnapshotTooOld) => Error::TooOld,
             RouteError::Rejected(Reject::Overloaded { retry_after_millis }) => {

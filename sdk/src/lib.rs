@@ -34,10 +34,15 @@ pub mod operator;
 
 pub use bytes::Bytes;
 pub use client::Client;
-pub use config::ClientConfig;
+pub use config::{ClientConfig, credentials_from_pem};
 pub use error::{Error, Kind};
 pub use snapshot::Snapshot;
 pub use transaction::{Commit, Handle, Outcome, Transaction};
 pub use troth_protocol::message::txn::Cause;
-pub use troth_protocol::net::Role;
-pub use troth_protocol::{Key, KeyRange, Timestamp, TxnId, limits};
+pub use troth_protocol::net::quic::Sockets;
+pub use troth_protocol::net::tls::{CredentialFiles, Credentials, TlsError};
+pub use troth_protocol::net::{Role, Transport};
+pub use troth_protocol::{
+    ClientId, ClusterMap, Key, KeyRange, Node, NodeId, NodeState, Reject, ShardId, Timestamp, TxnId,
+    TxnIdError, limits,
+};

@@ -24,12 +24,20 @@ pub(crate) enum Patience {
     Each(Duration),
 }
 
+/// Nobody waits for longer, and every clock can count so far: ten years.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// The moment after a time, however long that is.
+pub(crate) fn after(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(LONGEST)
+}
+
 impl Patience {
     /// When a call that begins now must be over.
     pub(crate) fn deadline(self) -> Instant {
         match self {
             Patience::Until(deadline) => deadline,
-            Patience::Each(timeout) => Instant::now() + timeout,
+            Patience::Each(timeout) => after(timeout),
         }
     }
 }
@@ -77,7 +85,9 @@ impl Reader {
             let keys: Vec<Key> = places[versions.len()..].iter().map(|place| keys[*place].clone()).collect();
             let wanted = keys.len();
             let request = Request::Read { at: self.at, keys };
-            match self.router.shard(shard, request, Resend::Idempotent, self.patience.deadline()).await? {
+            let answer =
+                self.router.shard(shard, request, Resend::Idempotent, self.patience.deadline()).await;
+            match answer.map_err(Error::routed)? {
                 Response::Values(found) if (1..=wanted).contains(&found.len()) => versions.extend(found),
                 _ => return Err(Error::unavailable("a shard answered something else")),
             }
@@ -93,7 +103,8 @@ impl Reader {
         rows_max: u32,
     ) -> Result<(Vec<Row>, bool), Error> {
         let request = Request::Scan { at: self.at, range, rows_max };
-        match self.router.shard(shard, request, Resend::Idempotent, self.patience.deadline()).await? {
+        let answer = self.router.shard(shard, request, Resend::Idempotent, self.patience.deadline()).await;
+        match answer.map_err(Error::routed)? {
             Response::Page { rows, more } => Ok((rows, more)),
             _ => Err(Error::unavailable("a shard answered something else")),
         }

@@ -65,7 +65,7 @@ impl Timestamps {
 async fn next(waiters: &mpsc::Sender<Waiter>, deadline: Instant) -> Result<(Timestamp, Epoch), Error> {
     let (sender, receiver) = oneshot::channel();
     let late = |_| Error::unavailable("no timestamp before the deadline");
-    let gone = || Error::unavailable("the client is shutting down");
+    let gone = || Error::Closed;
     timeout_at(deadline, waiters.send(sender)).await.map_err(late)?.map_err(|_| gone())?;
     timeout_at(deadline, receiver).await.map_err(late)?.map_err(|_| gone())?
 }
@@ -124,7 +124,7 @@ async fn serve(
             Ok((first, count, Duration::from_millis(retry_after_millis.into()), epoch))
         }
         Ok(_) => Err(Error::unavailable("the coordinator answered something else")),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(Error::routed(error)),
     };
     for (number, waiter) in waiters.into_iter().enumerate() {
         let answer = answer.clone().and_then(|(first, count, retry_after, epoch)| {

@@ -16,7 +16,7 @@ use troth_protocol::{Epoch, Key, KeyRange, ParticipantId, Timestamp, TxnId, txn_
 use crate::core::buffer::TooMuch;
 use crate::core::{Buffer, Step, Submission};
 use crate::error::Error;
-use crate::reader::Reader;
+use crate::reader::{Reader, after};
 use crate::scan::{Scan, successor};
 
 /// How long one attempt to commit may take before the question becomes how it ended.
@@ -35,6 +35,7 @@ pub struct Transaction {
 struct Inner {
     id: TxnId,
     epoch: Epoch,
+    attempt: u32,
     reader: Reader,
     state: Mutex<State>,
 }
@@ -42,14 +43,14 @@ struct Inner {
 #[derive(Default)]
 struct State {
     buffer: Buffer,
-    ended: bool,
+    ended: Option<End>,
     /// The first error that a read met.
     failure: Option<Error>,
 }
 
 impl State {
     fn check_open(&self) -> Result<(), Error> {
-        if self.ended { Err(Error::Ended) } else { Ok(()) }
+        if self.ended.is_some() { Err(Error::Ended) } else { Ok(()) }
     }
 
     fn check_size(&self) -> Result<(), Error> {
@@ -57,6 +58,17 @@ impl State {
             |TooMuch { actual, limit, unit }| Error::Limit { what: "the transaction", actual, limit, unit };
         self.buffer.check_size().map_err(too_much)
     }
+}
+
+/// How a transaction has ended, as far as this process knows.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    /// It was rolled back.
+    RolledBack,
+    /// Its commit was begun, and its caller has not waited for what came of it.
+    Sent(Handle),
+    /// Its commit was answered.
+    Answered(Result<Commit, Error>),
 }
 
 /// How a commit ended.
@@ -128,8 +140,8 @@ impl Handle {
     /// [`Error::Unavailable`] if no coordinator answers within `timeout`: ask again.
     pub async fn resolve(&self, timeout: Duration) -> Result<Outcome, Error> {
         let request = Request::Outcome { txn: self.txn, participants: self.participants.clone() };
-        let deadline = Instant::now() + timeout;
-        match self.router.coordinator(request, Resend::Idempotent, deadline).await? {
+        let answer = self.router.coordinator(request, Resend::Idempotent, after(timeout)).await;
+        match answer.map_err(Error::routed)? {
             Response::Outcome(txn::Outcome::Committed { commit_ts }) => Ok(Outcome::Committed { commit_ts }),
             Response::Outcome(txn::Outcome::Aborted { cause }) => Ok(Outcome::Aborted { cause }),
             Response::Expired => Ok(Outcome::Expired),
@@ -139,8 +151,8 @@ impl Handle {
 }
 
 impl Transaction {
-    pub(crate) fn new(id: TxnId, epoch: Epoch, reader: Reader) -> Transaction {
-        Transaction { inner: Arc::new(Inner { id, epoch, reader, state: Mutex::default() }) }
+    pub(crate) fn new(id: TxnId, epoch: Epoch, attempt: u32, reader: Reader) -> Transaction {
+        Transaction { inner: Arc::new(Inner { id, epoch, attempt, reader, state: Mutex::default() }) }
     }
 
     /// Names this transaction, in errors of others too.
@@ -269,7 +281,7 @@ impl Transaction {
 
     /// Forgets everything that was written. The transaction has ended then.
     pub fn rollback(self) {
-        self.inner.state.lock().ended = true;
+        self.inner.state.lock().ended = Some(End::RolledBack);
     }
 
     /// Commits. A transaction that wrote nothing commits at the moment of its reads, without asking
@@ -282,23 +294,51 @@ impl Transaction {
     /// [`Error::Limit`], [`Error::Ended`]; and the error of an earlier read that failed.
     pub async fn commit(self) -> Result<Commit, Error> {
         let inner = &self.inner;
-        let parts = {
-            let mut state = inner.state.lock();
-            state.check_open()?;
-            state.ended = true;
-            if let Some(failure) = state.failure.take() {
-                return Err(failure);
-            }
-            if state.buffer.is_read_only() {
-                return Ok(Commit::Committed { commit_ts: inner.id.start });
-            }
-            state.check_size()?;
-            state.buffer.parts(inner.id.start, inner.reader.shards())
+        let submission = match self.begin_commit()? {
+            Begun::Ended(answer) => return answer,
+            Begun::Submission(submission) => submission,
         };
-        let submission = Submission::new(inner.id, inner.epoch, parts);
-        submit(submission, &inner.reader.router, inner.reader.patience.deadline())
+        let answer = submit(submission, &inner.reader.router, inner.reader.patience.deadline())
             .instrument(txn_span!("submit", inner.id))
-            .await
+            .await;
+        inner.state.lock().ended = Some(End::Answered(answer.clone()));
+        answer
+    }
+
+    /// From now on the transaction has ended, whatever becomes of its commit.
+    fn begin_commit(&self) -> Result<Begun, Error> {
+        let inner = &self.inner;
+        let mut state = inner.state.lock();
+        state.check_open()?;
+        let ended = match state.failure.take() {
+            Some(failure) => Err(failure),
+            None => state.check_size().map(|()| state.buffer.is_read_only()),
+        };
+        let answer = match ended {
+            Err(error) => Err(error),
+            Ok(true) => Ok(Commit::Committed { commit_ts: inner.id.start }),
+            Ok(false) => {
+                let parts = state.buffer.parts(inner.id.start, inner.reader.shards());
+                let submission = Submission::new(inner.id, inner.epoch, parts);
+                let participants = submission.participants().to_vec();
+                let handle = Handle::new(inner.id, participants, inner.reader.router.clone());
+                state.ended = Some(End::Sent(handle));
+                return Ok(Begun::Submission(submission));
+            }
+        };
+        state.ended = Some(End::Answered(answer.clone()));
+        Ok(Begun::Ended(answer))
+    }
+
+    /// How it has ended, if it has.
+    pub(crate) fn ended(&self) -> Option<End> {
+        self.inner.state.lock().ended.clone()
+    }
+
+    /// The how many-th run of a closure of [`Client::transact`](crate::Client::transact) this is, from 1; 1 for a
+    /// transaction that was begun by hand.
+    pub fn attempt(&self) -> u32 {
+        self.inner.attempt
     }
 
     /// The first error that a read met, if one did.
@@ -313,6 +353,13 @@ impl Transaction {
         }
         result
     }
+}
+
+/// What a commit begins with.
+enum Begun {
+    /// There is nothing to send.
+    Ended(Result<Commit, Error>),
+    Submission(Submission),
 }
 
 pub(crate) fn checked_key(key: &[u8]) -> Result<Key, Error> {
@@ -340,6 +387,9 @@ async fn submit(
 ) -> Result<Commit, Error> {
     let mut pauses = pauses();
     loop {
+        if Instant::now() >= deadline && submission.is_unsent() {
+            return Err(Error::unavailable("the deadline passed before the commit was sent"));
+        }
         let (request, resend) = submission.request();
         let attempt = match resend {
             Resend::OnlyUnsent => deadline.min(Instant::now() + ATTEMPT_TIMEOUT),
@@ -349,7 +399,7 @@ async fn submit(
         match step {
             Step::Ended(txn::Outcome::Committed { commit_ts }) => return Ok(Commit::Committed { commit_ts }),
             Step::Ended(txn::Outcome::Aborted { cause }) => return Ok(Commit::Aborted { cause }),
-            Step::Failed(error) => return Err(error.into()),
+            Step::Failed(error) => return Err(Error::routed(error)),
             Step::Send | Step::Pause if Instant::now() >= deadline && !submission.is_unsent() => {
                 let participants = submission.participants().to_vec();
                 return Ok(Commit::Unknown {

@@ -188,7 +188,7 @@ async fn a_group_that_is_not_what_the_map_says_is_mended() {
 
     // Somebody who has missed all that says that all replicas are where they should be.
     let files = drill.cluster.layout().credentials("participant-1");
-    let coordinators = map.coordinators.iter().map(|node| node.address.clone()).collect();
+    let coordinators = map.coordinators.iter().map(|node| node.address.clone()).collect::<Vec<String>>();
     let config = ClientConfig::new(coordinators, files.load().expect("credentials"));
     let liar = in_time(Client::connect(config)).await.expect("it is let in");
     let moved =

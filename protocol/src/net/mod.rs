@@ -134,6 +134,14 @@ pub enum CallError {
         /// What is in the way.
         reason: String,
     },
+    /// The request was not sent, and never will be: the two are not for each other. It certainly had no effect.
+    #[error("{peer} cannot be used: {reason}")]
+    Refused {
+        /// Who was called.
+        peer: Peer,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// The connection broke after the request was sent.
     #[error("the connection to {peer} broke: {reason}")]
     Lost {
@@ -158,7 +166,7 @@ impl CallError {
     pub fn is_ambiguous(&self) -> bool {
         match self {
             CallError::Lost { .. } | CallError::DeadlineExceeded { .. } => true,
-            CallError::Unreachable { .. } | CallError::TooLarge(_) => false,
+            CallError::Unreachable { .. } | CallError::Refused { .. } | CallError::TooLarge(_) => false,
         }
     }
 }

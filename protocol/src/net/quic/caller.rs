@@ -39,7 +39,7 @@ pub(super) struct Link {
 
 enum State {
     /// No connection. After a failure none is tried before `retry_at`.
-    Down { retry_at: Instant, failures: u32, reason: String },
+    Down { retry_at: Instant, failures: u32, trouble: Trouble },
     /// One is being made; the receiver's channel closes when that is over.
     Dialing { failures: u32, over: watch::Receiver<()> },
     /// There is one.
@@ -48,7 +48,7 @@ enum State {
 
 impl Link {
     pub(super) fn new(quic: &Arc<Quic>, peer: &Peer) -> Link {
-        let state = State::Down { retry_at: Instant::now(), failures: 0, reason: String::new() };
+        let state = State::Down { retry_at: Instant::now(), failures: 0, trouble: Trouble::default() };
         Link {
             quic: Arc::downgrade(quic),
             peer: peer.clone(),
@@ -68,7 +68,7 @@ impl Link {
             Ok(turn) => turn,
             Err(_) => timeout_at(deadline, self.turn.lock())
                 .await
-                .map_err(|_| unreachable("the deadline passed while connecting".into()))?,
+                .map_err(|_| unreachable("no answer before the deadline".into()))?,
         };
         let mut waited = false;
         loop {
@@ -81,7 +81,7 @@ impl Link {
                             *state = State::Down {
                                 retry_at: Instant::now(),
                                 failures: 0,
-                                reason: connection.why_closed(),
+                                trouble: connection.why_closed().into(),
                             };
                         }
                     }
@@ -92,8 +92,8 @@ impl Link {
                     // Whoever was to make it is gone without a word.
                     State::Dialing { .. } if waited => return Err(unreachable("connecting failed".into())),
                     // Whoever waited for an attempt learns how it ended, and does not start another.
-                    State::Down { retry_at, reason, .. } if waited || *retry_at > Instant::now() => {
-                        return Err(unreachable(reason.clone()));
+                    State::Down { retry_at, trouble, .. } if waited || *retry_at > Instant::now() => {
+                        return Err(trouble.error(&self.peer));
                     }
                     State::Down { failures, .. } | State::Dialing { failures, .. } => {
                         let quic = self.quic.upgrade().ok_or_else(|| unreachable("shutting down".into()))?;
@@ -111,7 +111,7 @@ impl Link {
             };
             // An error means that the channel was closed: the attempt is over.
             let over = timeout_at(deadline, over.changed()).await;
-            over.map_err(|_| unreachable("the deadline passed while connecting".into())).map(drop)?;
+            over.map_err(|_| unreachable("no answer before the deadline".into())).map(drop)?;
             waited = true;
         }
     }
@@ -121,7 +121,7 @@ impl Link {
         let turn = self.address_turn.load(Ordering::Relaxed);
         let result = match timeout(limit, Connection::make(&quic, &self.peer, turn)).await {
             Ok(result) => result,
-            Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+            Err(_) => Err(format!("no answer within {} ms", limit.as_millis()).into()),
         };
         let mut state = self.state.lock();
         let failures = match &*state {
@@ -130,14 +130,14 @@ impl Link {
         };
         *state = match result {
             Ok(connection) => State::Up(connection),
-            Err(reason) => {
-                tracing::debug!(peer = %self.peer, reason, "cannot connect");
+            Err(trouble) => {
+                tracing::debug!(peer = %self.peer, reason = trouble.reason, "cannot connect");
                 self.address_turn.store(turn.wrapping_add(1), Ordering::Relaxed);
                 let pause = REDIAL_MIN.saturating_mul(1 << failures.min(10)).min(REDIAL_MAX);
                 State::Down {
                     retry_at: Instant::now() + pause.mul_f64(0.5 + 0.5 * rand::random::<f64>()),
                     failures: failures + 1,
-                    reason,
+                    trouble,
                 }
             }
         };
@@ -156,7 +156,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    async fn make(quic: &Arc<Quic>, peer: &Peer, turn: usize) -> Result<Arc<Connection>, String> {
+    async fn make(quic: &Arc<Quic>, peer: &Peer, turn: usize) -> Result<Arc<Connection>, Trouble> {
         let address = resolve(&peer.address, quic.local_addr(), turn).await?;
         let connecting = quic
             .endpoint
@@ -171,11 +171,11 @@ impl Connection {
             receive.read_exact(&mut answer).await.map_err(|error| error.to_string())
         };
         if let Err(error) = greeting.await {
-            return Err(quinn.close_reason().map_or(error, |reason| explain(&reason)));
+            return Err(quinn.close_reason().map_or(error.into(), |reason| explain(&reason)));
         }
         if let Err(error) = Hello::agree(&answer) {
             quinn.close(Close::Version.code(), error.to_string().as_bytes());
-            return Err(error.to_string());
+            return Err(Trouble::lasting(error.to_string()));
         }
 
         let pending = Arc::new(Pending::default());
@@ -254,7 +254,7 @@ impl Connection {
     fn why_closed(&self) -> String {
         let noticed = self.pending.calls.lock().closed.clone();
         noticed
-            .or_else(|| self.quinn.close_reason().map(|reason| explain(&reason)))
+            .or_else(|| self.quinn.close_reason().map(|reason| explain(&reason).reason))
             .unwrap_or_else(|| "a stream was closed".into())
     }
 }
@@ -337,7 +337,7 @@ async fn read_answers(mut reader: Reader, pending: Arc<Pending>, quinn: quinn::C
         }
     };
     // Without one of its lanes a connection is of no use.
-    pending.close(quinn.close_reason().map_or(error.clone(), |reason| explain(&reason)));
+    pending.close(quinn.close_reason().map_or(error.clone(), |reason| explain(&reason).reason));
     quinn.close(Close::Malformed.code(), error.as_bytes());
 }
 
@@ -388,36 +388,96 @@ async fn call_on_own_stream(
 
 /// Where to connect to. A name is looked up every time; one with several addresses stands for whoever
 /// answers at any of them, so after a failure it is the next one's turn.
-async fn resolve(address: &str, local: SocketAddr, turn: usize) -> Result<SocketAddr, String> {
+async fn resolve(address: &str, local: SocketAddr, turn: usize) -> Result<SocketAddr, Trouble> {
     if let Ok(address) = address.parse() {
         return Ok(address);
+    }
+    let has_port =
+        address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if !has_port {
+        return Err(Trouble::lasting(format!("{address:?} is no address; write host:port")));
     }
     let found = tokio::net::lookup_host(address).await.map_err(|error| format!("{address}: {error}"))?;
     let mut candidates: Vec<_> = found.filter(|candidate| candidate.is_ipv4() == local.is_ipv4()).collect();
     // The order of the answers changes from one to the next.
     candidates.sort();
     let turn = turn % candidates.len().max(1);
-    candidates.get(turn).copied().ok_or_else(|| format!("{address} has no address of this machine's family"))
+    let none = || format!("{address} has no address of this machine's family").into();
+    candidates.get(turn).copied().ok_or_else(none)
+}
+
+/// What is in the way of a connection.
+#[derive(Clone, Debug, Default)]
+struct Trouble {
+    reason: String,
+    /// Waiting does not mend it.
+    lasting: bool,
+}
+
+impl From<String> for Trouble {
+    fn from(reason: String) -> Trouble {
+        Trouble { reason, lasting: false }
+    }
+}
+
+impl Trouble {
+    fn lasting(reason: impl Into<String>) -> Trouble {
+        Trouble { reason: reason.into(), lasting: true }
+    }
+
+    fn error(&self, peer: &Peer) -> CallError {
+        let (peer, reason) = (peer.clone(), self.reason.clone());
+        if self.lasting {
+            CallError::Refused { peer, reason }
+        } else {
+            CallError::Unreachable { peer, reason }
+        }
+    }
 }
 
 /// The reason of a close in the other side's own words, where it gave any; and the commonest mistake
 /// of operators in words that say what to look at.
-fn explain(error: &quinn::ConnectionError) -> String {
+fn explain(error: &quinn::ConnectionError) -> Trouble {
     match error {
         quinn::ConnectionError::ApplicationClosed(close) if !close.reason.is_empty() => {
-            String::from_utf8_lossy(&close.reason).into_owned()
+            let reason = String::from_utf8_lossy(&close.reason).into_owned();
+            Trouble { reason, lasting: close.error_code == Close::Identity.code() }
         }
-        quinn::ConnectionError::TransportError(error) if error.code == unknown_authority() => {
-            "its certificate is of another cluster: our authority did not sign it".into()
-        }
-        quinn::ConnectionError::ConnectionClosed(close) if close.error_code == unknown_authority() => {
-            "our certificate is of another cluster: its authority did not sign it".into()
-        }
-        other => other.to_string(),
+        quinn::ConnectionError::TransportError(error) => match alert(error.code) {
+            Some(UNKNOWN_CA | DECRYPT_ERROR) => {
+                Trouble::lasting("its certificate is of another cluster: our authority did not sign it")
+            }
+            Some(CERTIFICATE_EXPIRED) => {
+                Trouble::lasting("its certificate has expired: renew that with `troth cert`")
+            }
+            Some(_) if error.reason.contains("not valid for name") => Trouble::lasting(
+                "its certificate is of another role: this is the address of another kind of server",
+            ),
+            _ => error.to_string().into(),
+        },
+        quinn::ConnectionError::ConnectionClosed(close) => match alert(close.error_code) {
+            Some(UNKNOWN_CA | DECRYPT_ERROR) => {
+                Trouble::lasting("our certificate is of another cluster: its authority did not sign it")
+            }
+            Some(CERTIFICATE_EXPIRED) => {
+                Trouble::lasting("our certificate has expired: renew it with `troth cert`")
+            }
+            Some(CERTIFICATE_REVOKED) => Trouble::lasting("our certificate was revoked: get another one"),
+            _ => close.to_string().into(),
+        },
+        other => other.to_string().into(),
     }
 }
 
-/// The TLS alert `unknown_ca` (RFC 8446, section 6.2).
-fn unknown_authority() -> quinn::TransportErrorCode {
-    quinn::TransportErrorCode::crypto(48)
+/// TLS alerts (RFC 8446, section 6.2).
+const CERTIFICATE_REVOKED: u8 = 44;
+const CERTIFICATE_EXPIRED: u8 = 45;
+const UNKNOWN_CA: u8 = 48;
+/// What an authority with our authority's name and another key makes of it.
+const DECRYPT_ERROR: u8 = 51;
+
+/// The TLS alert that a code of QUIC carries, if it carries one (RFC 9001, section 4.8).
+fn alert(code: quinn::TransportErrorCode) -> Option<u8> {
+    let code = u64::from(code);
+    (0x100..0x200).contains(&code).then_some((code & 0xff) as u8)
 }
