@@ -47,7 +47,7 @@ pub enum Bug {
     /// would hold.
     DeposedAborts,
     /// A coordinator with an empty folder founds a group with whoever it lists, whatever they have, and speaks to
-    /// them without saying who it is; and they listen.
+    /// them without saying who it is; they listen, and participants obey whoever leads. Each wall alone would hold.
     FormsAGroupFromAnEmptyFolder,
     /// An older copy of a data folder is admitted like the folder itself.
     AcceptsAnOlderCopy,

@@ -5,6 +5,7 @@ pub mod checker;
 pub mod disk;
 pub mod drill;
 pub mod fuzz;
+pub mod hands;
 pub mod history;
 pub mod ledger;
 pub mod model;

@@ -26,6 +26,7 @@ mod names {
 }
 
 #[derive(Debug)]
+#[expect(dead_code, reason = "it is looked at as Debug shows it")]
 enum Own {
     TooPoor,
     Troth(Error),

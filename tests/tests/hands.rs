@@ -2,147 +2,21 @@
 //! refused with a sentence that says what to do, and nothing that was acknowledged is lost.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use troth_protocol::NodeId;
-use troth_sdk::harness::processes::{Process, Processes, Shape, free_ports};
-use troth_sdk::operator::{CoordinatorChange, FaultPoint, Operator};
-use troth_sdk::{Client, Role};
-use troth_tests::drill::{Drill, Server};
-use troth_tests::ledger::{Findings, Ledger, TIMEOUT, Writers};
-use troth_tests::{PATIENCE, eventually, in_time};
-
-/// Clients that write meanwhile.
-const CLIENTS: usize = 8;
-
-/// Enough transactions that something must be lost if a folder forgets.
-const MANY: usize = 60;
-
-const ONE: Shape = Shape { coordinators: 1, nodes: 3, replicas: 1, shards: 8 };
-const THREE: Shape = Shape { coordinators: 3, nodes: 3, replicas: 1, shards: 8 };
-const REPLICATED: Shape = Shape { coordinators: 1, nodes: 3, replicas: 3, shards: 4 };
-
-/// A client that does not wait for long.
-async fn hasty(cluster: &Processes) -> Client {
-    let mut config = cluster.client_config().expect("certificates");
-    config.timeout = PATIENCE;
-    let client = in_time(Client::connect(config.clone())).await.expect("the cluster is there");
-    client.close().await;
-    config.timeout = TIMEOUT;
-    in_time(Client::connect(config)).await.expect("the cluster is there")
-}
-
-/// Lets clients write until so many more are acknowledged.
-async fn until_more(writers: &Writers, more: usize) {
-    let before = writers.count();
-    eventually("transactions are acknowledged", async || writers.count() >= before + more).await;
-}
-
-/// Waits until a process has ended by itself, and returns its last words.
-async fn until_refused(process: &mut Process) -> String {
-    let mut status = None;
-    eventually("it ends by itself", async || {
-        status = process.ended().expect("it was started");
-        status.is_some()
-    })
-    .await;
-    assert_eq!(status.and_then(|status| status.code()), Some(1), "{}", process.name);
-    process.last_words().expect("it has a log")
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    let _ = fs::remove_dir_all(to);
-    fs::create_dir_all(to).expect("writable");
-    for entry in fs::read_dir(from).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        // A table may go while it is copied, as it would with any tool; RocksDB would not open the copy then.
-        fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
-    }
-}
-
-fn stop(process: &mut Process) {
-    assert!(process.stop(PATIENCE).expect("it stops").success(), "{}", process.name);
-}
-
-impl Scene {
-    fn data(&self, name: &str) -> std::path::PathBuf {
-        self.drill.cluster.layout().folder().join("data").join(name)
-    }
-
-    async fn start(shape: Shape) -> Scene {
-        let folder = tempfile::tempdir().expect("a folder");
-        let drill = Drill::start(folder.path(), shape).await;
-        Scene { drill, _folder: folder }
-    }
-
-    fn coordinator(&mut self, id: usize) -> &mut Process {
-        &mut self.drill.cluster.coordinators[id - 1]
-    }
-
-    fn participant(&mut self, id: usize) -> &mut Process {
-        &mut self.drill.cluster.participants[id - 1]
-    }
-
-    /// Everything is served, and nothing that was acknowledged is missing.
-    async fn nothing_is_lost(&self, ledgers: &[&Ledger]) {
-        self.drill.until_served().await;
-        let client = hasty(&self.drill.cluster).await;
-        for ledger in ledgers {
-            assert!(
-                ledger.acknowledged.len() >= MANY,
-                "{} acknowledged: this shows nothing",
-                ledger.acknowledged.len()
-            );
-            assert_eq!(ledger.audit(&client).await, Findings::default());
-        }
-        client.close().await;
-    }
-
-    /// A load until so many were acknowledged.
-    async fn load(&self, many: usize) -> Ledger {
-        let client = hasty(&self.drill.cluster).await;
-        let writers = Writers::start(&client, CLIENTS);
-        until_more(&writers, many).await;
-        let ledger = writers.stop().await;
-        client.close().await;
-        ledger
-    }
-
-    /// Writes another configuration of a server beside its own: elsewhere, and with another folder.
-    fn configure_copy(&mut self, role: Role, id: usize, name: &str) -> Process {
-        let process = if role == Role::Coordinator { self.coordinator(id) } else { self.participant(id) };
-        let (text, own) =
-            (fs::read_to_string(process.config()).expect("readable"), format!("data/{role}-{id}\""));
-        let port = free_ports(1).expect("a free port")[0];
-        let lines = text.lines().map(|line| match line {
-            line if line.starts_with("listen") => format!("listen = \"127.0.0.1:{port}\""),
-            line => line.replace(&own, &format!("data/{name}\"")),
-        });
-        let text: Vec<String> = lines.collect();
-        let folder = self.drill.cluster.layout().folder().to_owned();
-        fs::write(folder.join(format!("{name}.toml")), text.join("\n")).expect("writable");
-        self.drill.cluster.beside(role, name).expect("the program is there")
-    }
-}
-
-/// A cluster in the hands of an operator.
-struct Scene {
-    drill: Drill,
-    _folder: tempfile::TempDir,
-}
-
-/// Asks for a change of the coordinators, as soon as somebody leads.
-async fn change(operator: &Operator, change: CoordinatorChange) {
-    eventually("the leader takes it", async || operator.change_coordinators(change.clone()).await.is_ok())
-        .await;
-}
-
-async fn members(operator: &Operator) -> Vec<(u64, &'static str)> {
-    let members = operator.members().await.unwrap_or_default();
-    members.iter().map(|member| (member.id.0, member.state.name())).collect()
-}
+use troth_protocol::mutation::Bug;
+use troth_sdk::Role;
+use troth_sdk::harness::processes::{Processes, Shape};
+use troth_sdk::operator::{CoordinatorChange, FaultPoint};
+use troth_tests::drill::Server;
+use troth_tests::eventually;
+use troth_tests::hands::{
+    CLIENTS, MANY, ONE, REPLICATED, Scene, THREE, change, copy_folder, emptied_coordinator, hasty, members,
+    older_copy, stop, until_more, until_refused,
+};
+use troth_tests::ledger::{Findings, Writers};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_of_coordinators_edited_from_one_to_three_founds_no_second_group() {
@@ -456,4 +330,19 @@ async fn founding_asks_for_all_that_are_listed_and_for_the_same_list() {
     }
     eventually("a coordinator leads", async || operator.status().await.leader().is_some()).await;
     operator.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_accept_an_older_copy_are_found() {
+    assert_eq!(older_copy(None).await, None, "without the bug it is refused");
+    let findings = older_copy(Some(Bug::AcceptsAnOlderCopy)).await.expect("with the bug it is not");
+    assert!(findings != Findings::default(), "the ledger shows it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_form_a_group_from_an_empty_folder_are_found() {
+    assert_eq!(emptied_coordinator(None).await, None, "without the bug it is refused");
+    let bug = Bug::FormsAGroupFromAnEmptyFolder;
+    let findings = emptied_coordinator(Some(bug)).await.expect("with the bug it is not");
+    assert!(findings != Findings::default(), "the ledger shows it");
 }

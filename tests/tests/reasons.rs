@@ -66,12 +66,7 @@ async fn whatever_keeps_a_client_from_its_cluster_is_in_the_error() {
     scene.at_once(&["127.0.0.1"], own.clone(), "\"127.0.0.1\" is no address; write host:port").await;
     scene.at_once(&[&participant], own.clone(), "this is the address of another kind of server").await;
     scene.in_the_end(&["no-such-host.invalid:7450"], "no-such-host.invalid:7450").await;
-    scene
-        .in_the_end(
-            &["127.0.0.1:9"],
-            "coordinator at 127.0.0.1:9 cannot be reached: no answer",
-        )
-        .await;
+    scene.in_the_end(&["127.0.0.1:9"], "coordinator at 127.0.0.1:9 cannot be reached: no answer").await;
     // And so does the command line.
     let file = folder.path().join("client.toml");
     let text = fs::read_to_string(&file).expect("readable").replace(&address, &participant);

@@ -308,7 +308,7 @@ impl Inner {
             std::cmp::Ordering::Less => true,
             std::cmp::Ordering::Equal => is_leader && heard.index <= applied,
             std::cmp::Ordering::Greater => false,
-        }
+        } || mutation::on(Bug::FormsAGroupFromAnEmptyFolder)
     }
 
     fn confirm(&self, node: NodeId) {

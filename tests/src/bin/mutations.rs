@@ -9,7 +9,9 @@ use troth_protocol::mutation::{Bug, ENVIRONMENT, switch};
 use troth_sdk::harness::processes::Shape;
 use troth_tests::chaos::nemesis::Nemesis;
 use troth_tests::chaos::{self, Plan};
+use troth_tests::hands::{emptied_coordinator, older_copy};
 use troth_tests::history::Workload;
+use troth_tests::ledger::Findings;
 use troth_tests::model::{BROKEN, PANICKED};
 use troth_tests::programs;
 use troth_tests::sim::run::first_failing;
@@ -45,8 +47,8 @@ fn main() -> ExitCode {
     let chosen =
         |bug: &Bug| arguments.bugs.is_empty() || arguments.bugs.iter().any(|name| name == bug.name());
     assert_eq!(stacked(None, arguments.stack_seeds), None, "without a bug nothing is found");
-    println!("| bug | simulation | model checker | simulation of the stack | chaos |");
-    println!("| --- | --- | --- | --- | --- |");
+    println!("| bug | simulation | model checker | simulation of the stack | an operator's slip | chaos |");
+    println!("| --- | --- | --- | --- | --- | --- |");
     let mut missed = 0;
     // What goes wrong is told in the table.
     std::panic::set_hook(Box::new(|_| {}));
@@ -57,11 +59,13 @@ fn main() -> ExitCode {
         switch(None);
         let stacked = stacked(Some(bug), arguments.stack_seeds);
         let unseen = simulated.is_none() && modelled.is_none() && stacked.is_none();
+        let slipped = if unseen { slipped(bug) } else { None };
+        let unseen = unseen && slipped.is_none();
         let suffered =
             if unseen { suffered(bug, Duration::from_secs(arguments.chaos_seconds)) } else { None };
         missed += u32::from(unseen && suffered.is_none());
         let cell = |found: Option<String>| found.unwrap_or_else(|| "–".into());
-        let cells = [simulated, modelled, stacked, suffered].map(cell).join(" | ");
+        let cells = [simulated, modelled, stacked, slipped, suffered].map(cell).join(" | ");
         println!("| {} | {cells} |", bug.name());
     }
     if missed > 0 {
@@ -111,6 +115,20 @@ fn stacked(bug: Option<Bug>, seeds: u64) -> Option<String> {
         !ran.success()
     })?;
     Some(format!("seed {seed}, {:.0} s", began.elapsed().as_secs_f64()))
+}
+
+/// Real processes with the bug, in the hands of an operator with old disks.
+fn slipped(bug: Bug) -> Option<String> {
+    let began = Instant::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+    let lost = |findings: Option<Findings>| findings.filter(|findings| *findings != Findings::default());
+    let found = match lost(runtime.block_on(older_copy(Some(bug)))) {
+        Some(findings) => Some(("an older copy", findings)),
+        None => lost(runtime.block_on(emptied_coordinator(Some(bug))))
+            .map(|findings| ("an emptied coordinator", findings)),
+    };
+    let (slip, Findings { lost, torn }) = found?;
+    Some(format!("{slip}, {:.0} s: {lost} lost, {torn} torn", began.elapsed().as_secs_f64()))
 }
 
 /// Real processes with the bug, which lose all the time what they have not synced.
