@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::metrics::info::Info;
@@ -218,8 +218,7 @@ pub struct Base {
 /// The vitals of a server that nobody can connect to when its certificate has ended.
 struct Certified {
     vitals: Arc<dyn Vitals>,
-    /// Seconds since the Unix epoch.
-    expires_at: i64,
+    quic: Weak<Quic>,
 }
 
 impl Vitals for Certified {
@@ -230,9 +229,10 @@ impl Vitals for Certified {
     fn readiness(&self) -> (bool, serde_json::Value) {
         let (ready, mut details) = self.vitals.readiness();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
-        let valid = now < self.expires_at;
+        let expires_at = self.quic.upgrade().map_or(now, |quic| quic.expires_at());
+        let valid = now < expires_at;
         if let Some(details) = details.as_object_mut() {
-            details.insert("certificate_days".into(), ((self.expires_at - now).div_euclid(24 * 3600)).into());
+            details.insert("certificate_days".into(), ((expires_at - now).div_euclid(24 * 3600)).into());
             if !valid {
                 details.insert("ready".into(), false.into());
                 details.insert(
@@ -249,7 +249,6 @@ impl Vitals for Certified {
 struct About {
     role: Role,
     id: u64,
-    certificate_expires_at: i64,
 }
 
 /// Whose data that of a server is, as [`Store::open`] asks.
@@ -271,11 +270,13 @@ impl Base {
         let owner = owner(identity.role, basics.id, identity.cluster);
         let store = Store::open(&basics.data, &owner, families, basics.memory)?;
         let quic = Quic::bind(basics.quic.clone(), credentials)?;
+        if let Some(files) = credentials.files() {
+            quic.follow_files(files.clone());
+        }
         process::publish(&basics.data, "address", quic.local_addr())?;
         let address = basics.advertise.clone().unwrap_or_else(|| quic.local_addr().to_string());
         tracing::info!(id = basics.id, cluster = %identity.cluster, address, "{}", identity.role);
-        let about =
-            About { role: identity.role, id: basics.id, certificate_expires_at: credentials.expires_at() };
+        let about = About { role: identity.role, id: basics.id };
         let (http_config, data) = (basics.http.clone(), basics.data.clone());
         Ok(Base { store, quic, address, http_config, data, about, http: None })
     }
@@ -283,7 +284,8 @@ impl Base {
     /// A registry with what all servers show.
     pub fn registry(&self, writer: &LogWriter) -> Registry {
         let mut registry = Registry::with_prefix(PREFIX);
-        let About { role, id, certificate_expires_at } = self.about;
+        let About { role, id } = self.about;
+        let quic = Arc::downgrade(&self.quic);
         let labels = vec![
             ("role", role.name().to_owned()),
             ("id", id.to_string()),
@@ -295,7 +297,9 @@ impl Base {
             let help = "When this server was started: seconds since the Unix epoch";
             samples.gauge("start_time_seconds", help, began)?;
             let help = "When its certificate ends: seconds since the Unix epoch";
-            samples.gauge("certificate_expiry_seconds", help, certificate_expires_at as f64)?;
+            if let Some(quic) = quic.upgrade() {
+                samples.gauge("certificate_expiry_seconds", help, quic.expires_at() as f64)?;
+            }
             let help = "Lines of the log that were counted and not written, since they repeat others";
             samples.counter("log_lines_unwritten", help, process::unwritten())?;
             let (open, most) = process::descriptors();
@@ -326,8 +330,7 @@ impl Base {
         more: impl FnOnce(&HttpConfig, &CancellationToken) -> axum::Router,
     ) -> Result<(), ServerError> {
         if let Some(config) = &self.http_config {
-            let expires_at = self.about.certificate_expires_at;
-            let vitals = Arc::new(Certified { vitals, expires_at });
+            let vitals = Arc::new(Certified { vitals, quic: Arc::downgrade(&self.quic) });
             let http =
                 Http::serve(config.listen, Shown::new(registry), vitals, |stop| more(config, stop)).await?;
             process::publish(&self.data, "http-address", http.address())?;

@@ -236,6 +236,9 @@ pub(crate) fn bind(config: &ClientConfig) -> Result<(Arc<Quic>, Arc<Router>), Er
     }
     let quic =
         Quic::bind(quic_config, &config.credentials).map_err(|error| Error::Config(error.to_string()))?;
+    if let Some(files) = config.credentials.files() {
+        quic.follow_files(files.clone());
+    }
     let transport: Arc<dyn Transport> = Arc::new(quic.clone());
     let seeds = config.coordinators.iter().map(|address| Peer::coordinator(address)).collect();
     Ok((quic, Arc::new(Router::new(transport, seeds))))

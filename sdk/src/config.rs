@@ -80,6 +80,7 @@ impl ClientConfig {
             ca: relative(&file.tls.ca),
             cert: relative(&file.tls.cert),
             key: relative(&file.tls.key),
+            crl: file.tls.crl.as_ref().map(relative),
         };
         let credentials = files.load().map_err(|error| config(&error))?;
         let mut loaded = ClientConfig::new(file.coordinators, credentials);

@@ -116,6 +116,12 @@ pub const HTTP_PORT_DISTANCE: u16 = 2000;
 /// The file with the word by which embedded coordinators found their cluster.
 const FOUNDING: &str = "founding";
 
+/// How a certificate ends.
+const PEM_END: &str = "-----END CERTIFICATE-----";
+
+/// The list of certificates that do not count any more.
+const REVOKED: &str = "crl.pem";
+
 /// The file with the token of the console.
 const CONSOLE_TOKEN: &str = "console-token";
 
@@ -201,6 +207,7 @@ impl Layout {
         let authority = Authority::create(ClusterId(rand::random()))?;
         self.write("ca-key.pem", &authority.key(), true)?;
         self.write("ca.pem", authority.certificate(), false)?;
+        self.write(REVOKED, &authority.revoke(None, &[])?, false)?;
         Ok(authority)
     }
 
@@ -210,6 +217,64 @@ impl Layout {
     /// If it is not there, or its key is kept elsewhere.
     pub fn authority(&self) -> Result<Authority, LayoutError> {
         Ok(Authority::from_pem(&self.read("ca.pem")?, &self.read("ca-key.pem")?)?)
+    }
+
+    /// Makes another authority for the same cluster, which issues certificates from now on. Those of the one before count
+    /// still, until [`Layout::retire_authorities`].
+    ///
+    /// # Errors
+    /// If there is none yet, or the folder cannot be written.
+    pub fn renew_authority(&self) -> Result<Authority, LayoutError> {
+        let before = self.authority()?;
+        let authority = Authority::create(before.cluster())?;
+        // The one that issues stands first.
+        let both = format!("{}{}", authority.certificate(), self.read("ca.pem")?);
+        self.write("ca-key.pem", &authority.key(), true)?;
+        self.write("ca.pem", &both, false)?;
+        Ok(authority)
+    }
+
+    /// Makes only the certificates count that the newest authority has issued.
+    ///
+    /// # Errors
+    /// If there is none, or the folder cannot be written.
+    pub fn retire_authorities(&self) -> Result<(), LayoutError> {
+        let text = self.read("ca.pem")?;
+        let end = text.find(PEM_END).map_or(text.len(), |at| at + PEM_END.len());
+        self.write("ca.pem", &format!("{}\n", &text[..end]), false)
+    }
+
+    /// Puts the certificate `<name>.pem` on the list of those that do not count any more, `crl.pem`.
+    ///
+    /// # Errors
+    /// If there is no such certificate, or the folder cannot be written.
+    pub fn revoke(&self, authority: &Authority, name: &str) -> Result<PathBuf, LayoutError> {
+        let before = match self.read(REVOKED) {
+            Ok(list) => Some(list),
+            Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let certificate = self.read(&format!("{name}.pem"))?;
+        self.write(REVOKED, &authority.revoke(before.as_deref(), &[&certificate])?, false)?;
+        Ok(self.folder.join(REVOKED))
+    }
+
+    /// Issues another certificate under a name that has one, in its place.
+    ///
+    /// # Errors
+    /// If there is none yet, the name cannot be one, or the folder cannot be written.
+    pub fn renew(
+        &self,
+        authority: &Authority,
+        role: Role,
+        name: &str,
+        validity: Duration,
+    ) -> Result<Issued, LayoutError> {
+        self.read(&format!("{name}.pem"))?;
+        let issued = authority.issue(role, name, validity)?;
+        self.write(&format!("{name}-key.pem"), &issued.key, true)?;
+        self.write(&format!("{name}.pem"), &issued.certificate, false)?;
+        Ok(issued)
     }
 
     /// Issues a certificate as `<name>.pem` and `<name>-key.pem`. `subject` is the name in it.
@@ -426,7 +491,7 @@ impl Layout {
 }
 
 fn tls(name: &str) -> String {
-    format!("[tls]\nca = \"ca.pem\"\ncert = \"{name}.pem\"\nkey = \"{name}-key.pem\"\n")
+    format!("[tls]\nca = \"ca.pem\"\ncert = \"{name}.pem\"\nkey = \"{name}-key.pem\"\ncrl = \"crl.pem\"\n")
 }
 
 fn coordinator_file(plan: &Plan, founding: FoundingId, id: u64, address: &str, name: &str) -> String {

@@ -11,14 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{Identity, Role};
@@ -29,6 +31,9 @@ pub const AUTHORITY_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 360
 
 /// How long a process's certificate is valid, unless asked otherwise.
 pub const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How a revocation list ends.
+const CRL_END: &str = "-----END X509 CRL-----";
 
 /// The application protocol that both sides of a connection name.
 const ALPN: &[u8] = b"troth";
@@ -55,6 +60,12 @@ pub enum TlsError {
     /// A certificate names nobody.
     #[error("the certificate carries no Troth identity (troth://<cluster>/<role>/<name>)")]
     NoIdentity,
+    /// A certificate is to be revoked that another authority has issued.
+    #[error(
+        "the certificate was issued by the authority before this one: `troth authority retire` lets all of those \
+         count no more"
+    )]
+    Stranger,
     /// A name that cannot stand in a certificate.
     #[error("{0:?} cannot be a name: use letters, digits, '-', '_' and '.', at most 64 of them")]
     Name(String),
@@ -95,7 +106,9 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, format!("Troth cluster {cluster}"));
+        // A name of its own: by it a list of revoked certificates is told from that of another authority.
+        let name = format!("Troth cluster {cluster}, authority {:08x}", rand::random::<u32>());
+        params.distinguished_name.push(DnType::CommonName, name);
         params.subject_alt_names.push(uri(&format!("troth://{cluster}"))?);
         set_validity(&mut params, AUTHORITY_VALIDITY);
         let certificate = params.self_signed(&key)?.pem();
@@ -154,6 +167,56 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem() })
     }
+
+    /// The list of certificates that do not count any more: those of the list before, and these.
+    ///
+    /// # Errors
+    /// If a text is not what it should be.
+    pub fn revoke(&self, before: Option<&str>, certificates: &[&str]) -> Result<String, TlsError> {
+        let now = time::OffsetDateTime::now_utc();
+        let own =
+            CertificateDer::from_pem_slice(self.certificate.as_bytes()).map_err(|_| TlsError::NoIdentity)?;
+        let (_, own) = X509Certificate::from_der(&own).map_err(|_| TlsError::NoIdentity)?;
+        let mut serials: Vec<Vec<u8>> = Vec::new();
+        // What other authorities have listed stays as it is: only they can sign it.
+        let mut others = String::new();
+        for text in before.unwrap_or_default().split_inclusive(CRL_END) {
+            for list in revocations(text).ok_or(TlsError::NoIdentity)? {
+                let (_, list) = x509_parser::parse_x509_crl(&list).map_err(|_| TlsError::NoIdentity)?;
+                if list.issuer() == own.subject() {
+                    let listed = list.iter_revoked_certificates();
+                    serials.extend(listed.map(|revoked| revoked.raw_serial().to_vec()));
+                } else {
+                    others += text.trim_start();
+                    others.push('\n');
+                }
+            }
+        }
+        for certificate in certificates {
+            let der =
+                CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|_| TlsError::NoIdentity)?;
+            let (_, parsed) = X509Certificate::from_der(&der).map_err(|_| TlsError::NoIdentity)?;
+            if parsed.issuer() != own.subject() {
+                return Err(TlsError::Stranger);
+            }
+            serials.push(parsed.raw_serial().to_vec());
+        }
+        let revoked = |serial: &Vec<u8>| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now - time::Duration::DAY,
+            next_update: now + AUTHORITY_VALIDITY,
+            crl_number: SerialNumber::from(now.unix_timestamp() as u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()? + &others)
+    }
 }
 
 /// The DNS name in the certificates of servers with a role.
@@ -176,20 +239,27 @@ fn set_validity(params: &mut CertificateParams, validity: Duration) {
 #[derive(Clone, Debug)]
 pub struct Credentials {
     identity: Identity,
-    authority: CertificateDer<'static>,
+    /// Several while one takes the place of another.
+    authorities: Vec<CertificateDer<'static>>,
+    /// Lists of certificates that do not count any more.
+    revoked: Vec<CertificateRevocationListDer<'static>>,
     certificate: CertificateDer<'static>,
     key: Arc<PrivateKeyDer<'static>>,
+    /// Where they were read from.
+    files: Option<CredentialFiles>,
 }
 
 /// Where the files of [`Credentials`] lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CredentialFiles {
-    /// The authority's certificate.
+    /// The authority's certificate; several, one after the other, while one takes the place of another.
     pub ca: PathBuf,
     /// The process's own certificate.
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// Lists of certificates that do not count any more; `None`: there are none.
+    pub crl: Option<PathBuf>,
 }
 
 impl CredentialFiles {
@@ -200,6 +270,7 @@ impl CredentialFiles {
             ca: folder.join("ca.pem"),
             cert: folder.join(format!("{name}.pem")),
             key: folder.join(format!("{name}-key.pem")),
+            crl: Some(folder.join("crl.pem")).filter(|path| path.exists()),
         }
     }
 
@@ -217,13 +288,45 @@ impl CredentialFiles {
             CertificateDer::from_pem_slice(read(path)?.as_bytes())
                 .map_err(|_| pem(path, "not a PEM certificate"))
         };
+        let authorities =
+            certificates(&read(&self.ca)?).ok_or_else(|| pem(&self.ca, "not a PEM certificate"))?;
+        let revoked = match &self.crl {
+            Some(path) => revocations(&read(path)?).ok_or_else(|| pem(path, "not a PEM revocation list"))?,
+            None => Vec::new(),
+        };
         let own = certificate(&self.cert)?;
         let key = PrivateKeyDer::from_pem_slice(read(&self.key)?.as_bytes())
             .map_err(|_| pem(&self.key, "not a PEM private key"))?;
         let identity = identity_of(&own)
             .ok_or_else(|| pem(&self.cert, "carries no Troth identity; make one with `troth cert`"))?;
-        Ok(Credentials { identity, authority: certificate(&self.ca)?, certificate: own, key: Arc::new(key) })
+        let files = Some(self.clone());
+        let key = Arc::new(key);
+        let credentials = Credentials { identity, authorities, revoked, certificate: own, key, files };
+        credentials.client_config().map_err(|error| match error {
+            TlsError::Tls(rustls::Error::InconsistentKeys(_)) => {
+                let cert = self.cert.display();
+                pem(
+                    &self.key,
+                    &format!(
+                        "is not the key of the certificate in {cert}; take the pair that belongs together"
+                    ),
+                )
+            }
+            error => error,
+        })?;
+        Ok(credentials)
     }
+}
+
+/// All certificates in a PEM text, one at least.
+fn certificates(text: &str) -> Option<Vec<CertificateDer<'static>>> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+    found.ok().filter(|found| !found.is_empty())
+}
+
+/// All revocation lists in a PEM text; it may be empty.
+fn revocations(text: &str) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+    CertificateRevocationListDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>().ok()
 }
 
 impl Credentials {
@@ -237,7 +340,25 @@ impl Credentials {
         let own = certificate(&issued.certificate)?;
         let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).map_err(|_| TlsError::NoIdentity)?;
         let identity = identity_of(&own).ok_or(TlsError::NoIdentity)?;
-        Ok(Credentials { identity, authority: certificate(authority)?, certificate: own, key: Arc::new(key) })
+        let authorities = certificates(authority).ok_or(TlsError::NoIdentity)?;
+        let (revoked, key) = (Vec::new(), Arc::new(key));
+        Ok(Credentials { identity, authorities, revoked, certificate: own, key, files: None })
+    }
+
+    /// The files that they were read from, if they were.
+    pub fn files(&self) -> Option<&CredentialFiles> {
+        self.files.as_ref()
+    }
+
+    /// Whether a certificate that was shown earlier is still believed.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub(super) fn check(&self, shown: &[CertificateDer<'_>]) -> Result<(), String> {
+        let (own, others) = shown.split_first().ok_or("no certificate was shown")?;
+        let verifier = self.verifier().map_err(|error| error.to_string())?;
+        let verified = verifier.verify_client_cert(own, others, UnixTime::now());
+        verified.map(drop).map_err(|error| error.to_string())
     }
 
     /// When the certificate ends: seconds since the Unix epoch.
@@ -260,18 +381,24 @@ impl Credentials {
 
     fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.authority.clone())?;
+        for authority in &self.authorities {
+            roots.add(authority.clone())?;
+        }
         Ok(Arc::new(roots))
+    }
+
+    /// Who tells whether a caller's certificate is believed. A list says nothing of what another authority has signed.
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        let builder = WebPkiClientVerifier::builder_with_provider(self.roots()?, provider());
+        let builder = builder.with_crls(self.revoked.clone());
+        Ok(builder.only_check_end_entity_revocation().allow_unknown_revocation_status().build()?)
     }
 
     /// How to accept connections: only with a certificate of this cluster.
     pub(super) fn server_config(&self) -> Result<rustls::ServerConfig, TlsError> {
-        let provider = provider();
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(self.roots()?, provider.clone()).build()?;
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(self.verifier()?)
             .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(config)
@@ -279,9 +406,13 @@ impl Credentials {
 
     /// How to make connections.
     pub(super) fn client_config(&self) -> Result<rustls::ClientConfig, TlsError> {
+        let builder = WebPkiServerVerifier::builder_with_provider(self.roots()?, provider());
+        let builder = builder.with_crls(self.revoked.clone());
+        let verifier =
+            builder.only_check_end_entity_revocation().allow_unknown_revocation_status().build()?;
         let mut config = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(self.roots()?)
+            .with_webpki_verifier(verifier)
             .with_client_auth_cert(vec![self.certificate.clone()], self.key.clone_key())?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(config)

@@ -310,6 +310,8 @@ pub struct TlsSection {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// Lists of certificates that do not count any more.
+    pub crl: Option<PathBuf>,
 }
 
 impl TlsSection {
@@ -320,6 +322,7 @@ impl TlsSection {
                 *path = source.path(path);
             }
         }
+        self.crl = self.crl.take().map(|path| source.path(&path));
     }
 
     /// Takes what flags say instead, where they say anything.
@@ -345,7 +348,12 @@ impl TlsSection {
                 return Err(source.missing(&format!("tls.{key}"), &example));
             }
         }
-        let files = CredentialFiles { ca: self.ca.clone(), cert: self.cert.clone(), key: self.key.clone() };
+        let files = CredentialFiles {
+            ca: self.ca.clone(),
+            cert: self.cert.clone(),
+            key: self.key.clone(),
+            crl: self.crl.clone(),
+        };
         let credentials = files.load()?;
         let actual = credentials.identity().role;
         if actual != role {

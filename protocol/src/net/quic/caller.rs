@@ -116,6 +116,14 @@ impl Link {
         }
     }
 
+    /// The connection, if there is one.
+    pub(super) fn living(&self) -> Option<quinn::Connection> {
+        match &*self.state.lock() {
+            State::Up(connection) => Some(connection.quinn.clone()),
+            State::Down { .. } | State::Dialing { .. } => None,
+        }
+    }
+
     async fn dial(&self, quic: Arc<Quic>) {
         let limit = quic.config.connect_timeout;
         let turn = self.address_turn.load(Ordering::Relaxed);
@@ -160,7 +168,7 @@ impl Connection {
         let address = resolve(&peer.address, quic.local_addr(), turn).await?;
         let connecting = quic
             .endpoint
-            .connect_with(quic.client_config.clone(), address, &server_name(peer.role))
+            .connect_with(quic.client_config(), address, &server_name(peer.role))
             .map_err(|error| error.to_string())?;
         let quinn = connecting.await.map_err(|error| explain(&error))?;
 

@@ -28,19 +28,21 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use quinn::Runtime;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::caller::Link;
-use super::tls::{Credentials, TlsError};
+use super::tls::{CredentialFiles, Credentials, TlsError};
 use super::{BoxFuture, CallError, Identity, Peer, Service, Transport};
 use crate::message::{Request, Response};
 use crate::wire::{self, Kind};
@@ -143,6 +145,14 @@ pub enum EndpointError {
     /// The credentials are unusable.
     #[error("{0}")]
     Tls(#[from] TlsError),
+    /// The credentials are somebody else's.
+    #[error("these are the certificates of {told} of cluster {}, and this is {own} of cluster {}", told.cluster, own.cluster)]
+    Identity {
+        /// Who this is.
+        own: Identity,
+        /// Whose they are.
+        told: Identity,
+    },
     /// The library refused the credentials.
     #[error("the certificate cannot be used for QUIC: {0}")]
     Crypto(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
@@ -177,7 +187,9 @@ pub struct Quic {
     endpoint: quinn::Endpoint,
     identity: Identity,
     config: QuicConfig,
-    client_config: quinn::ClientConfig,
+    credentials: RwLock<Current>,
+    /// Connections of callers that live, by their ids.
+    callers: Mutex<HashMap<usize, quinn::Connection>>,
     links: Mutex<HashMap<Peer, Arc<Link>>>,
     /// What answers may fill.
     large: Arc<Semaphore>,
@@ -195,14 +207,7 @@ impl Quic {
     /// # Errors
     /// If the address cannot be listened on, or the credentials are unusable.
     pub fn bind(config: QuicConfig, credentials: &Credentials) -> Result<Arc<Quic>, EndpointError> {
-        let transport = Arc::new(transport_config(&config));
-        let tls = QuicServerConfig::try_from(credentials.server_config()?)?;
-        let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-        server_config.transport_config(transport.clone()).max_incoming(1024);
-        let tls = QuicClientConfig::try_from(credentials.client_config()?)?;
-        let mut client_config = quinn::ClientConfig::new(Arc::new(tls));
-        client_config.transport_config(transport);
-
+        let (server_config, client_config) = configs(&config, credentials)?;
         let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &credentials.reset_secret());
         let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
         endpoint_config.cid_generator(|| Box::new(ConnectionIds));
@@ -222,12 +227,77 @@ impl Quic {
             endpoint,
             identity: credentials.identity().clone(),
             config,
-            client_config,
+            credentials: RwLock::new(Current { client_config, expires_at: credentials.expires_at() }),
+            callers: Mutex::default(),
             links: Mutex::default(),
             large: large_budget(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
+    }
+
+    /// Shows and believes what these credentials say from now on. Connections stay, but for those whose other side is
+    /// not believed any more.
+    ///
+    /// # Errors
+    /// If they are unusable, or somebody else's; those from before stay in use then.
+    pub fn renew(&self, credentials: &Credentials) -> Result<(), EndpointError> {
+        let told = credentials.identity();
+        if (told.cluster, told.role) != (self.identity.cluster, self.identity.role) {
+            return Err(EndpointError::Identity { own: self.identity.clone(), told: told.clone() });
+        }
+        let (server_config, client_config) = configs(&self.config, credentials)?;
+        self.endpoint.set_server_config(Some(server_config));
+        *self.credentials.write() = Current { client_config, expires_at: credentials.expires_at() };
+        let called = self.links.lock().values().filter_map(|link| link.living()).collect::<Vec<_>>();
+        let callers: Vec<quinn::Connection> = self.callers.lock().values().cloned().collect();
+        for connection in callers.into_iter().chain(called) {
+            let shown = connection
+                .peer_identity()
+                .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+            if let Err(reason) = credentials.check(shown.as_deref().map_or(&[], Vec::as_slice)) {
+                let from = connection.remote_address();
+                tracing::warn!(%from, reason, "a connection is closed: its certificate is not believed any more");
+                let reason = format!("your certificate is not believed any more: {reason}");
+                connection.close(Close::Identity.code(), reason.as_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    /// Renews the credentials whenever one of their files has changed.
+    pub fn follow_files(self: &Arc<Quic>, files: CredentialFiles) {
+        let (quic, closing) = (Arc::downgrade(self), self.closing.clone());
+        self.tasks.spawn(async move {
+            let (mut seen, mut times) = (stamp(&files), 0u64);
+            while closing.run_until_cancelled(sleep(FILES_INTERVAL)).await.is_some() {
+                let now = stamp(&files);
+                let Some(quic) = quic.upgrade().filter(|_| now != seen) else { continue };
+                let renewed = files.load().map_err(|error| error.to_string());
+                match renewed
+                    .and_then(|credentials| quic.renew(&credentials).map_err(|error| error.to_string()))
+                {
+                    Ok(()) => {
+                        (seen, times) = (now, times + 1);
+                        tracing::info!(cert = %files.cert.display(), times, "the certificates were renewed");
+                    }
+                    // They may have been written by half; so they are looked at again.
+                    Err(error) => tracing::warn!(
+                        error,
+                        "the certificates cannot be renewed; those from before stay in use"
+                    ),
+                }
+            }
+        });
+    }
+
+    /// When the certificate that is shown ends: seconds since the Unix epoch.
+    pub fn expires_at(&self) -> i64 {
+        self.credentials.read().expires_at
+    }
+
+    fn client_config(&self) -> quinn::ClientConfig {
+        self.credentials.read().client_config.clone()
     }
 
     /// Where the socket listens.
@@ -267,6 +337,43 @@ impl Quic {
         }
     }
 }
+
+/// What is shown and believed now.
+struct Current {
+    client_config: quinn::ClientConfig,
+    expires_at: i64,
+}
+
+/// How to accept and to make connections.
+fn configs(
+    config: &QuicConfig,
+    credentials: &Credentials,
+) -> Result<(quinn::ServerConfig, quinn::ClientConfig), EndpointError> {
+    let transport = Arc::new(transport_config(config));
+    let tls = QuicServerConfig::try_from(credentials.server_config()?)?;
+    let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+    server_config.transport_config(transport.clone()).max_incoming(1024);
+    let tls = QuicClientConfig::try_from(credentials.client_config()?)?;
+    let mut client_config = quinn::ClientConfig::new(Arc::new(tls));
+    client_config.transport_config(transport);
+    Ok((server_config, client_config))
+}
+
+/// What tells one state of files from another.
+fn stamp(files: &CredentialFiles) -> Vec<Option<(SystemTime, u64)>> {
+    let of = |path: &PathBuf| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.modified().ok()?, metadata.len()))
+    };
+    [Some(&files.ca), Some(&files.cert), Some(&files.key), files.crl.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(of)
+        .collect()
+}
+
+/// How often it is looked whether certificates have changed.
+const FILES_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Drop for Quic {
     /// Ends all connections, and with them the tasks that serve them.

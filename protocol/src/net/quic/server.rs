@@ -1,6 +1,6 @@
 //! The answering side: who may connect, and how requests reach the service.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use crate::wire::{self, HELLO_BYTES, Hello, Kind};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct Server {
+    quic: Weak<Quic>,
     endpoint: quinn::Endpoint,
     cluster: ClusterId,
     service: Arc<dyn Service>,
@@ -35,8 +36,9 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(quic: &Quic, service: Arc<dyn Service>) -> Arc<Server> {
+    pub(super) fn new(quic: &Arc<Quic>, service: Arc<dyn Service>) -> Arc<Server> {
         Arc::new(Server {
+            quic: Arc::downgrade(quic),
             endpoint: quic.endpoint.clone(),
             cluster: quic.identity.cluster,
             service,
@@ -68,7 +70,17 @@ impl Server {
         let greeted = timeout_at(deadline, self.greet(&quinn)).await;
         let late = format!("no hello came within {} ms", HANDSHAKE_TIMEOUT.as_millis());
         match greeted.unwrap_or(Err((Close::Malformed, late))) {
-            Ok(session) => session.run().await,
+            Ok(session) => {
+                let (id, quic) = (quinn.stable_id(), self.quic.clone());
+                if let Some(quic) = quic.upgrade() {
+                    quic.callers.lock().insert(id, quinn.clone());
+                }
+                drop(quinn);
+                session.run().await;
+                if let Some(quic) = quic.upgrade() {
+                    quic.callers.lock().remove(&id);
+                }
+            }
             Err((close, reason)) => {
                 tracing::info!(%from, reason, "refused a connection");
                 quinn.close(close.code(), reason.as_bytes());

@@ -55,6 +55,9 @@ enum Command {
     Init(setup::InitOptions),
     /// Issue one more certificate for a cluster.
     Cert(setup::CertOptions),
+    /// Renew the authority of a cluster, with a time in which the old one counts too.
+    #[command(subcommand)]
+    Authority(setup::AuthorityCommand),
     /// Print the value of a key.
     Get(keys::GetOptions),
     /// Set a key.
@@ -101,6 +104,7 @@ async fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&context, options).await,
         Command::Init(options) => setup::init(&context, options),
         Command::Cert(options) => setup::cert(&context, options),
+        Command::Authority(command) => setup::authority(&context, command),
         Command::Get(options) => keys::get(&context, options).await,
         Command::Put(options) => keys::put(&context, options).await,
         Command::Delete(options) => keys::delete(&context, options).await,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::json;
 use troth_sdk::Role;
 use troth_sdk::layout::{Hosting, HttpPlan, Layout, Plan};
@@ -100,6 +100,43 @@ pub fn init(context: &Context, options: InitOptions) -> Result<(), Failure> {
     line(format!("Then: troth --cluster {dir} status. Keep {dir}/ca-key.pem safe: it lets anybody in."))
 }
 
+/// What `troth authority` does.
+#[derive(Subcommand)]
+pub enum AuthorityCommand {
+    /// Make another authority, which issues certificates from now on; those of the one before count still.
+    Renew(AuthorityOptions),
+    /// Let only the certificates count that the newest authority has issued.
+    Retire(AuthorityOptions),
+}
+
+/// Options of `troth authority`.
+#[derive(Args)]
+pub struct AuthorityOptions {
+    /// The folder that `troth init` made, with ca.pem and ca-key.pem.
+    #[arg(long, default_value = "troth-cluster")]
+    dir: PathBuf,
+}
+
+/// `troth authority`.
+pub fn authority(context: &Context, command: AuthorityCommand) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::new(EXIT_FAILED, error);
+    let (dir, next) = match command {
+        AuthorityCommand::Renew(AuthorityOptions { dir }) => {
+            Layout::at(&dir).renew_authority().map_err(|error| failed(&error))?;
+            (dir, "copy it to all servers and clients, then renew all certificates: troth cert --renew")
+        }
+        AuthorityCommand::Retire(AuthorityOptions { dir }) => {
+            Layout::at(&dir).retire_authorities().map_err(|error| failed(&error))?;
+            (dir, "copy it to all servers and clients; certificates of the authority before count no more")
+        }
+    };
+    let path = dir.join("ca.pem");
+    if context.json {
+        return line(json!({ "ca": path }));
+    }
+    line(format!("{}: {next}", path.display()))
+}
+
 /// Options of `troth cert`.
 #[derive(Args)]
 pub struct CertOptions {
@@ -115,6 +152,12 @@ pub struct CertOptions {
     /// How long it is valid.
     #[arg(long, default_value_t = 365)]
     days: u64,
+    /// Issue another one in the place of the one that there is. Servers and clients take it by themselves.
+    #[arg(long)]
+    renew: bool,
+    /// Put the one that there is on the list of those that do not count any more, crl.pem, instead of issuing one.
+    #[arg(long, conflicts_with = "renew")]
+    revoke: bool,
 }
 
 /// Issues a certificate.
@@ -123,7 +166,19 @@ pub fn cert(context: &Context, options: CertOptions) -> Result<(), Failure> {
     let layout = Layout::at(&options.dir);
     let authority = layout.authority().map_err(|error| failed(&error))?;
     let validity = Duration::from_secs(options.days.clamp(1, 3650) * 24 * 3600);
-    layout.issue(&authority, options.role, &options.name, validity).map_err(|error| failed(&error))?;
+    if options.revoke {
+        let list = layout.revoke(&authority, &options.name).map_err(|error| failed(&error))?;
+        if context.json {
+            return line(json!({ "crl": list }));
+        }
+        return line(format!("{}: copy it to all servers; they take it by themselves", list.display()));
+    }
+    let issued = if options.renew {
+        layout.renew(&authority, options.role, &options.name, validity)
+    } else {
+        layout.issue(&authority, options.role, &options.name, validity)
+    };
+    issued.map_err(|error| failed(&error))?;
     let files = layout.credentials(&options.name);
     if context.json {
         return line(json!({ "cert": files.cert, "key": files.key, "ca": files.ca }));
