@@ -11,7 +11,7 @@ use troth_sdk::{Client, ClientConfig};
 async fn main() {
     let mut words = std::env::args().skip(1);
     let folder = words.next().expect("the folder of a cluster");
-    let config = ClientConfig::load(&Path::new(&folder).join("client.toml")).expect("a configuration");
+    let config = ClientConfig::load(Path::new(&folder).join("client.toml")).expect("a configuration");
     let client = Client::connect(config).await.expect("it connects");
     let tx = client.begin().await.expect("it begins");
     for key in words {

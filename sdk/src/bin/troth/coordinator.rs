@@ -218,7 +218,7 @@ fn init(context: &Context, options: InitOptions) -> Result<(), Failure> {
     if id == 0 || !listen.contains(':') {
         return Err(Failure::new(EXIT_USAGE, "an id is 1 or more, and an address host:port"));
     }
-    let others = ClientConfig::load(&dir.join("client.toml"))?.coordinators;
+    let others = ClientConfig::load(dir.join("client.toml"))?.coordinators;
     let newcomer = NewCoordinator { id, listen: listen.clone(), others, hosting: hosting.hosting(console) };
     let made = Layout::at(&dir).add_coordinator(&newcomer);
     let config = made.map_err(|error| Failure::new(EXIT_FAILED, error))?;

@@ -63,7 +63,7 @@ fn init(context: &Context, options: InitOptions) -> Result<(), Failure> {
         let reason = format!("an id is 1 or more, a weight from 1 to {WEIGHT_MAX}, an address host:port");
         return Err(Failure::new(EXIT_USAGE, reason));
     }
-    let coordinators = ClientConfig::load(&dir.join("client.toml"))?.coordinators;
+    let coordinators = ClientConfig::load(dir.join("client.toml"))?.coordinators;
     let newcomer = Newcomer { id, listen, coordinators, zone, weight, hosting: hosting.hosting(false) };
     let made = Layout::at(&dir).add_participant(&newcomer);
     let config = made.map_err(|error| Failure::new(EXIT_FAILED, error))?;
