@@ -322,8 +322,8 @@ mod tests {
         check_bytes(
             &frame(),
             expect![[r#"
-                54 52 54 48 01 01 00 00 00 00 01 09 00 00 05 dc
-                11 22 33 44 55 66 77 88 76 03 a2 32 82 bc 26 69
+                54 52 54 48 01 01 00 00 00 00 01 11 00 00 05 dc
+                11 22 33 44 55 66 77 88 ff 37 0d 56 f6 9d d5 c4
                 00 07 00 00 00 00 00 00 00 01 70 6f 73 74 67 72
                 65 73 73 65 65 6e fc ff ff ff 04 00 00 00 05 00
                 00 00 00 00 00 00 7b 6c 69 73 74 7d 2f 7b 6c 69
@@ -340,7 +340,8 @@ mod tests {
                 01 00 00 00 a2 ff ff ff 02 00 00 00 00 00 00 00
                 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
                 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-                00 00 00 00 00 00 00 00 00
+                00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+                00
             "#]],
         );
     }
@@ -386,52 +387,52 @@ mod tests {
             lines += &format!("response {index} {} {:016x}\n", bytes.len(), xxh3_64(&bytes));
         }
         expect![[r#"
-            Timestamps 113 26738b247c358c12
-            Commit 280 518fef8dbc32d4e1
-            Outcome 122 9a81ae1a0e942218
-            WhoLeads 113 b0cd28ab87d9f897
-            Map 113 4ad92492dc41b05a
-            Register 206 dd88ceb5175f2cc3
-            Moved 129 219c19be5f5b0624
-            Carried 113 a7585fc2555bb520
-            Resolve 161 dfd3f57e783ce881
-            Ends 113 422d9fb4e879bc21
-            Greet 129 5a8d8bd905be8a8b
-            Greet 113 7e5a01db48f3f926
-            Read 130 82e432a41ddc1623
-            Scan 114 2f3b96eb2629e105
-            ShardWhoLeads 113 905e7fba4bb7691c
-            Prepare 265 ffe3e88abbf948bb
-            CommitOnePhase 247 6f76b246b0dfa8ad
-            Finish 163 67367d501b734fe7
-            Prepared 113 75095274b64ccee1
-            ShardOutcome 113 1f2fee2f7706f07d
-            Raft 283 2fe89f61fd43fee6
-            Raft 113 611cb278fa8085c1
-            Raft 113 9879463ca100f030
-            Raft 113 e5de7dfe08ba5d82
-            Raft 149 ab327644afe5c2e6
-            Raft 163 bbecbfcabf0a62b2
-            Raft 177 2f6293b92ec49895
-            Status 113 3c477e21a5fceb16
-            Overview 113 9ec15edc62e699ab
-            Node 113 963801fcbb3d6bf6
-            Coordinators 145 f43de1a7fd2105dc
-            Coordinators 121 7c3f4a89199624b7
-            Coordinators 113 8581252b42d244d5
-            InDoubt 113 2b21a18deb992118
-            Txn 113 8f38949b6316a70c
-            ResolveByHand 113 660138c381e8ecab
-            Switchover 113 ca5a5d6f2f43dbdb
-            Fault 113 887c5696f58ad8f9
-            response 0 174 359de970d39f658f
+            Timestamps 121 3616b72a130cb940
+            Commit 288 2abbaac2bf0c340a
+            Outcome 130 c8b379d8e0c7bda1
+            WhoLeads 121 57ac92b8aecadf40
+            Map 121 2fec82f48ee9af50
+            Register 214 05ba93abfc0dcfb7
+            Moved 137 5d2d1158d04c85b9
+            Carried 121 a0efd039563ed48e
+            Resolve 169 de0d6d8053030b5a
+            Ends 121 b7840a2f787c3a77
+            Greet 137 3f85da615b3a809d
+            Greet 121 42913ed348d51d44
+            Read 138 a317dbd68bc80805
+            Scan 122 d84610938af5c722
+            ShardWhoLeads 121 64a3eb0f4cc7d01a
+            Prepare 273 9ffbd94d74fb0095
+            CommitOnePhase 255 c9fb88f0eeff51a4
+            Finish 171 d734e23dad9949d5
+            Prepared 121 4db54efb2e920fe2
+            ShardOutcome 121 171892a6b0d8fd20
+            Raft 291 2a360a928a5e3797
+            Raft 121 be676a72b64b0b75
+            Raft 121 0feecdd71abf75b8
+            Raft 121 6f70b93fd3889a89
+            Raft 157 b9d2210565f5e0be
+            Raft 171 6ce561c20ac8f94d
+            Raft 185 0a8b701a3369f308
+            Status 121 d0973be228800bd1
+            Overview 121 35fdf0a6e36e422d
+            Node 121 1ce4d6e64682252b
+            Coordinators 153 09f5a63d86392533
+            Coordinators 129 5df08c26e259ba68
+            Coordinators 121 031cb7793c0a26e3
+            InDoubt 121 259e5bb4e2433a3d
+            Txn 121 0d698946cf000ab5
+            ResolveByHand 121 8d3d48c9e5313e3d
+            Switchover 121 ba2bfe4c35a53dcc
+            Fault 121 6b67823133c1c092
+            response 0 174 ee57fde4f59b817e
             response 1 174 07851ef1417a0fe9
             response 2 174 9a66891350d3b530
             response 3 418 951701bfe9b0fe50
             response 4 174 cc2fa8ab52bd4f96
-            response 5 418 252020f2b517af4b
+            response 5 418 f0039e669126e993
             response 6 190 93a395f0b7cdaf2e
-            response 7 190 bd8060efc54eef4b
+            response 7 206 fc6f34c2403edc18
             response 8 174 395ee81807404b79
             response 9 174 fa3a6b75f399ffff
             response 10 174 29164e7ca0dd7e36

@@ -308,7 +308,7 @@ async fn a_client_may_not_speak_as_a_peer_and_is_served_on() {
 async fn check_unreachable(caller: &Arc<Quic>, peer: &Peer, reason: &str) {
     let error = echo(caller, peer, "let me in").await.expect_err(reason);
     assert!(!error.is_ambiguous(), "{error}");
-    assert_eq!(error.to_string(), format!("{peer} cannot be reached: {reason}"));
+    assert_eq!(error.to_string(), format!("{peer} cannot be used: {reason}"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -368,9 +368,8 @@ async fn nobody_poses_as_a_server_without_its_certificate() {
     let no_server = "certificate does not allow extended key usage for server authentication";
     check(Role::Client, Peer::coordinator, no_server).await;
     check(Role::Admin, Peer::participant, no_server).await;
-    let another = "certificate not valid for name \"coordinator.troth\"";
+    let another = "this is the address of another kind of server";
     check(Role::Participant, Peer::coordinator, another).await;
-    let another = "certificate not valid for name \"participant.troth\"";
     check(Role::Coordinator, Peer::participant, another).await;
 }
 
@@ -386,7 +385,7 @@ async fn a_server_that_talks_nonsense_is_left_with_its_own_words_as_the_reason()
     };
     let new = Hello { version_min: 9, version_max: 9 };
     let version = "protocol version 9 is not supported; this side speaks 1 to 1";
-    let unreachable = format!("it cannot be reached: {version}");
+    let unreachable = format!("it cannot be used: {version}");
     check(new.to_bytes().to_vec(), b"", &unreachable).await;
     let unreachable = "it cannot be reached: not a Troth frame: it begins with 0x78787878";
     check(vec![b'x'; 16], b"", unreachable).await;

@@ -288,17 +288,17 @@ impl CredentialFiles {
             CertificateDer::from_pem_slice(read(path)?.as_bytes())
                 .map_err(|_| pem(path, "not a PEM certificate"))
         };
+        let own = certificate(&self.cert)?;
+        let key = PrivateKeyDer::from_pem_slice(read(&self.key)?.as_bytes())
+            .map_err(|_| pem(&self.key, "not a PEM private key"))?;
+        let identity = identity_of(&own)
+            .ok_or_else(|| pem(&self.cert, "carries no Troth identity; make one with `troth cert`"))?;
         let authorities =
             certificates(&read(&self.ca)?).ok_or_else(|| pem(&self.ca, "not a PEM certificate"))?;
         let revoked = match &self.crl {
             Some(path) => revocations(&read(path)?).ok_or_else(|| pem(path, "not a PEM revocation list"))?,
             None => Vec::new(),
         };
-        let own = certificate(&self.cert)?;
-        let key = PrivateKeyDer::from_pem_slice(read(&self.key)?.as_bytes())
-            .map_err(|_| pem(&self.key, "not a PEM private key"))?;
-        let identity = identity_of(&own)
-            .ok_or_else(|| pem(&self.cert, "carries no Troth identity; make one with `troth cert`"))?;
         let files = Some(self.clone());
         let key = Arc::new(key);
         let credentials = Credentials { identity, authorities, revoked, certificate: own, key, files };

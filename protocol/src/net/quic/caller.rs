@@ -183,7 +183,8 @@ impl Connection {
         }
         if let Err(error) = Hello::agree(&answer) {
             quinn.close(Close::Version.code(), error.to_string().as_bytes());
-            return Err(Trouble::lasting(error.to_string()));
+            let lasting = matches!(error, wire::WireError::Version { .. });
+            return Err(Trouble { reason: error.to_string(), lasting });
         }
 
         let pending = Arc::new(Pending::default());
