@@ -73,10 +73,22 @@ impl Scene {
                 self.drill.cluster.add_coordinator().expect("laid out");
             }
             self.empty(*id);
+            self.configure_to_join(*id);
         }
         let address = |id: &u64| (NodeId(*id), self.drill.cluster.addresses()[*id as usize - 1].clone());
         let change = CoordinatorChange::Add { members: ids.iter().map(address).collect() };
         self.change(&format!("add {ids:?}"), change, ids, voters).await;
+    }
+
+    /// Its configuration says where all others are, and no more that it founds a cluster.
+    fn configure_to_join(&mut self, id: u64) {
+        let addresses = self.drill.cluster.addresses().to_vec();
+        let config = self.process(id).config().to_owned();
+        let text = fs::read_to_string(&config).expect("readable");
+        let kept =
+            text.lines().filter(|line| !line.starts_with("founding") && !line.starts_with("coordinators"));
+        let text: Vec<&str> = kept.collect();
+        fs::write(config, format!("coordinators = {addresses:?}\n{}\n", text.join("\n"))).expect("writable");
     }
 
     /// Sends coordinators away, and waits until they have ended by themselves.

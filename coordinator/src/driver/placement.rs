@@ -283,7 +283,8 @@ impl Inner {
             let here = here.map_or("new".to_owned(), |lineage| lineage.to_string());
             format!(
                 "coordinator {own} has founded another cluster: participant {id} at {address} belongs to one of \
-                 lineage {}, and this is {here}. Put the folders of its coordinators back; if all of them are lost, \
+                 lineage {}, and this is {here}. Put the folders of its coordinators back; if this one shall join others, \
+                 write `coordinators` instead of `cluster.founding` into its configuration; if all of them are lost, \
                  see \"When the coordinators are lost\" in docs/operations.md",
                 heard.lineage
             )
