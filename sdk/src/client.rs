@@ -140,6 +140,16 @@ impl Client {
             Err(error) => return Attempt::Failed(error),
         };
         let result = run(transaction.clone()).await;
+        // What has been sent cannot be done again, whatever the closure met besides.
+        match transaction.ended() {
+            Some(End::Sent(handle) | End::Answered(Ok(Commit::Unknown { handle }))) => {
+                return Attempt::Failed(Error::Unknown(handle));
+            }
+            Some(End::Answered(Ok(Commit::Committed { .. }))) => {
+                return result.map_or_else(Attempt::Own, Attempt::Done);
+            }
+            Some(End::Answered(_) | End::RolledBack) | None => {}
+        }
         let value = match (result, transaction.failure()) {
             (Ok(value), None) => value,
             // Whatever the closure made of it, what it met was this.
